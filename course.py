@@ -1,0 +1,456 @@
+#!/usr/bin/env python3
+"""Set the course up and open it; the standard library is all this file needs.
+
+    python course.py [lab] [LESSON] [--no-browser] [-- JUPYTERLAB OPTIONS]
+    python course.py test [PYTEST ARGUMENTS]
+    python course.py refresh [LESSON ...]
+
+The first run makes `.venv` and installs `requirements.txt` into it; later runs start at once.
+This file keeps to the syntax of Python 3.6, so that an old Python can still read the sentence
+that turns it away.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+OLDEST_PYTHON = (3, 11)
+LEARNER, TESTS = "requirements.txt", "requirements-test.txt"
+WINDOWS = os.name == "nt"
+
+USAGE_ZH = """\
+python course.py [lab] [LESSON] [--no-browser] [-- …]
+    打开课程；LESSON 是 1、01 或文件名，默认 00；-- 之后的选项交给 JupyterLab
+python course.py test [pytest …]
+    安装测试工具并运行全部测试；给出 pytest 参数时只运行所指的部分
+python course.py refresh [LESSON …]
+    从头到尾重新运行课程的 notebook，并保存输出
+"""
+USAGE_EN = """\
+python course.py [lab] [LESSON] [--no-browser] [-- …]
+    open the course; LESSON is 1, 01 or a file name, 00 by default;
+    options after -- go to JupyterLab
+python course.py test [pytest …]
+    install the test tools and run every test, or only what pytest arguments name
+python course.py refresh [LESSON …]
+    run the lessons' notebooks again from top to bottom and store their outputs"""
+
+
+class Stop(Exception):
+    """Ends the program with one sentence, in both languages, and no traceback."""
+
+    def __init__(self, zh, en):
+        super().__init__(zh, en)
+
+
+def say(zh, en, stream=None):
+    """Print both at once, on one line where they fit.
+
+    A console that cannot show Chinese gets question marks, not an error.
+    """
+    stream = stream or sys.stdout
+    words = "{} / {}".format(zh, en) if 2 * len(zh) + len(en) < 90 else "{}\n{}".format(zh, en)
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    print(words.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
+# The environment
+
+
+def check_python(version):
+    """Raise `Stop` where `version`, such as `sys.version_info`, is older than the course needs."""
+    if tuple(version[:2]) < OLDEST_PYTHON:
+        found, needed = (".".join(str(part) for part in v) for v in (version[:3], OLDEST_PYTHON))
+        raise Stop(
+            "课程需要 Python {} 或更新的版本，这里是 {}。".format(needed, found),
+            "This course needs Python {} or newer; this is {}.".format(needed, found),
+        )
+
+
+def check_venv_module(find=importlib.util.find_spec):
+    """Raise `Stop` where this Python cannot make an environment with pip in it."""
+    for module in ("venv", "ensurepip"):
+        if find(module) is None:
+            raise Stop(
+                "这个 Python 缺少 {} 模块；Debian/Ubuntu 上请运行 sudo apt install python3-venv，"
+                "然后再试一次。".format(module),
+                "This Python has no `{}` module; on Debian or Ubuntu run "
+                "`sudo apt install python3-venv`, then try again.".format(module),
+            )
+
+
+def python_of(root):
+    """The path of the environment's Python, whether or not it is there."""
+    return root / ".venv" / ("Scripts/python.exe" if WINDOWS else "bin/python")
+
+
+def environment(root):
+    """The environment variables of everything that this program starts."""
+    env = dict(os.environ)
+    # Packages from outside .venv would shadow the pinned ones.
+    for name in ("PYTHONHOME", "PYTHONPATH", "PIP_TARGET", "PIP_PREFIX", "__PYVENV_LAUNCHER__"):
+        env.pop(name, None)
+    if not env.get("JUPYTER_TOKEN"):
+        env.pop("JUPYTER_TOKEN", None)  # set but empty, it would switch the token off
+    env["PIP_USER"] = "0"
+    env["VIRTUAL_ENV"] = str(root / ".venv")
+    env["PATH"] = os.pathsep.join([str(python_of(root).parent), env.get("PATH", os.defpath)])
+    # The kernel named python3 is the one in .venv, also where the user has another of that name.
+    env["JUPYTER_PREFER_ENV_PATH"] = "1"
+    env.setdefault("PYTHONUTF8", "1")
+    env.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints its start and stop otherwise
+    return env
+
+
+def inspect_environment(root):
+    """What the environment's Python says of itself, or None where it is absent or broken."""
+    question = (
+        "import importlib.util, json, sys, sysconfig;"
+        "print(json.dumps([sys.version_info[:3], sysconfig.get_path('purelib'),"
+        " importlib.util.find_spec('pip') is not None and sys.prefix != sys.base_prefix]))"
+    )
+    try:
+        answer = subprocess.run(
+            [str(python_of(root)), "-I", "-c", question],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        version, packages, usable = json.loads(answer.stdout.decode("utf-8"))
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+    if not usable or tuple(version[:2]) < OLDEST_PYTHON:
+        return None
+    return {"version": version, "packages": Path(packages)}
+
+
+def fingerprint(root, requirements, version):
+    """A hash that changes when `requirements` has to be installed again.
+
+    The folder is part of it: the library is installed by its path, so a moved course is stale.
+    """
+    digest = hashlib.sha256(repr((str(root), list(version))).encode("utf-8"))
+    for name in (requirements, "pyproject.toml"):
+        path = root / name
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()
+
+
+def stamp_of(root):
+    """The file that says what was installed; it exists only after an install that succeeded."""
+    return root / ".venv" / "course-installed.json"
+
+
+def is_installed(root, wanted):
+    """Whether everything in `wanted`, file name to fingerprint, was installed as it is now."""
+    try:
+        installed = json.loads(stamp_of(root).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(installed.get(name) == value for name, value in wanted.items())
+
+
+def remove_half_installed(packages):
+    """Forget packages whose installation was cut short, so that pip installs them again.
+
+    pip writes INSTALLER after all of a package's files. Without it pip would still take the
+    package for installed, because METADATA comes early. What pip has set aside is named `~…`.
+    """
+    for folder in packages.glob("*.dist-info"):
+        if not (folder / "INSTALLER").exists():
+            shutil.rmtree(str(folder))
+    for leftover in packages.glob("~*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(str(leftover))
+        else:
+            leftover.unlink()
+
+
+@contextlib.contextmanager
+def one_at_a_time(path):
+    """Wait for other runs of this program that are installing.
+
+    The operating system holds the lock and drops it when the process ends, however it ends: a
+    crash leaves nothing to clean up. Where a file system has no locks, go on without.
+    """
+    with open(str(path), "ab") as handle:
+        announced = False
+        while not _lock(handle):
+            if not announced:
+                say(
+                    "另一个 course.py 正在安装，等它完成 …",
+                    "Another course.py is installing; waiting …",
+                )
+                announced = True
+            time.sleep(0.3)
+        yield
+
+
+def _lock(handle):
+    """Try once to take the lock; False where another process has it."""
+    try:
+        if WINDOWS:
+            import msvcrt
+
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
+def make_environment(root):
+    """Make `.venv`, over whatever is there."""
+    check_venv_module()
+    import venv
+
+    say("正在创建 Python 环境 .venv …", "Making the Python environment .venv …")
+    # Made in this process: as a command of its own, it would answer Ctrl-C with a traceback.
+    builder = venv.EnvBuilder(clear=True, symlinks=not WINDOWS, with_pip=True)
+    # Where ensurepip fails, the inspection that follows finds no pip.
+    with contextlib.suppress(subprocess.CalledProcessError):
+        builder.create(str(root / ".venv"))
+    if inspect_environment(root) is None:
+        raise Stop(
+            "无法创建 .venv；请删除 .venv 文件夹，并换用 python.org 的 Python 再试。",
+            "Could not make .venv; delete the folder .venv and try again with Python "
+            "from python.org.",
+        )
+
+
+def prepare(root=ROOT, requirements=(LEARNER,)):
+    """Make sure that `.venv` holds what `requirements` ask for; quick when it does already."""
+    found = inspect_environment(root)
+    if found and is_installed(root, _wanted(root, requirements, found)):
+        return
+    with one_at_a_time(root / ".venv.lock"):
+        # Looked at again: another run may have done it all meanwhile.
+        found = inspect_environment(root)
+        if found is None:
+            make_environment(root)
+            found = inspect_environment(root)
+        wanted = _wanted(root, requirements, found)
+        if is_installed(root, wanted):
+            return
+        install(root, wanted, found["packages"])
+
+
+def _wanted(root, requirements, found):
+    return {name: fingerprint(root, name, found["version"]) for name in requirements}
+
+
+def install(root, wanted, packages):
+    """Run pip on the files named in `wanted`, and write the stamp if it succeeds."""
+    files = " + ".join(wanted)
+    say(
+        "正在安装 {} …（第一次要几分钟）".format(files),
+        "Installing {} … (minutes at first)".format(files),
+    )
+    stamp = stamp_of(root)
+    if stamp.exists():
+        stamp.unlink()
+    remove_half_installed(packages)
+    command = [str(python_of(root)), "-m", "pip", "install", "--disable-pip-version-check"]
+    for name in wanted:
+        command += ["-r", name]
+    code = run(command, environment(root), root)
+    if code:
+        raise Stop(
+            "安装没有成功，原因见上面 pip 的输出；修好（多半是网络）后再运行一次，会接着装完。",
+            "The installation failed, for the reason pip gives above; mend it (often it is the "
+            "network) and run this again: it carries on.",
+        )
+    quieten_jupyterlab(root)
+    fresh = stamp.with_suffix(".new")
+    fresh.write_text(json.dumps(wanted), encoding="utf-8")
+    os.replace(str(fresh), str(stamp))
+    say("安装完成。", "Installed.")
+
+
+def quieten_jupyterlab(root):
+    """Keep the environment's JupyterLab from asking about news and looking for updates."""
+    folder = root / ".venv" / "share" / "jupyter" / "lab" / "settings"
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False}
+    overrides = {"@jupyterlab/apputils-extension:notification": quiet}
+    (folder / "overrides.json").write_text(json.dumps(overrides), encoding="utf-8")
+
+
+# Running
+
+
+def run(command, env, cwd):
+    """Run a command in the foreground and return its exit code; it does not outlive this one.
+
+    Ctrl-C reaches the command too: it gets ten seconds to end in its own way.
+    """
+    child = subprocess.Popen(command, env=env, cwd=str(cwd))
+    interrupted, patience = False, None
+    try:
+        while child.returncode is None:
+            try:
+                child.wait(timeout=patience)
+            except KeyboardInterrupt:
+                interrupted, patience = True, 10
+            except subprocess.TimeoutExpired:
+                child.kill()
+    finally:
+        if child.returncode is None:
+            child.terminate()
+            child.wait()
+    if interrupted:
+        raise KeyboardInterrupt
+    return child.returncode
+
+
+def become(command, env, cwd):
+    """Run a command in place of this program, so that signals go straight to it."""
+    if WINDOWS:  # has no exec that keeps the console
+        return run(command, env, cwd)
+    os.chdir(str(cwd))
+    os.execve(command[0], command, env)
+
+
+# Lessons
+
+
+def lessons(root=ROOT):
+    """The notebooks of the course, in order."""
+    return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def find_lesson(name, root=ROOT):
+    """The notebook that `name` means: a number, a title such as `01_activation_memory`, a file."""
+    there = lessons(root)
+    wanted = name.replace("\\", "/").rsplit("/", 1)[-1]
+    if wanted.endswith(".ipynb"):
+        wanted = wanted[: -len(".ipynb")]
+    for path in there:
+        number = path.stem.split("_")[0]
+        if wanted.isdigit() and number.isdigit() and int(wanted) == int(number):
+            return path
+        if wanted.lower() == path.stem.lower():
+            return path
+    names = ", ".join(path.stem for path in there)
+    raise Stop(
+        "没有“{}”这一课；现有：{}。".format(name, names or "（无）"),
+        "There is no lesson “{}”; there are: {}.".format(name, names or "none"),
+    )
+
+
+def lab_command(python, root, lesson, browser=True, options=()):
+    """The command that starts JupyterLab at `lesson`, on this machine only, with its token on."""
+    command = [
+        str(python), "-m", "jupyterlab",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.root_dir=" + str(root),
+        "--LabApp.default_url=/lab/tree/" + lesson.relative_to(root).as_posix(),
+    ]  # fmt: skip
+    if not browser:
+        command.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # as in a container; anyone else is refused nothing
+    return command + list(options)
+
+
+def lab(arguments, root=ROOT):
+    """Open JupyterLab at a lesson."""
+    options = []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, options = arguments[:cut], arguments[cut + 1 :]
+    browser = "--no-browser" not in arguments
+    names = [argument for argument in arguments if argument != "--no-browser"]
+    if len(names) > 1 or any(name.startswith("-") for name in names):
+        raise Stop(
+            "看不懂“{}”；用法见 python course.py --help。".format(" ".join(names)),
+            "Cannot make sense of “{}”; see `python course.py --help`.".format(" ".join(names)),
+        )
+    lesson = find_lesson(names[0] if names else "0", root)
+    prepare(root)
+    title = lesson.stem
+    say("正在打开 {} …（Ctrl-C 结束）".format(title), "Opening {} … (Ctrl-C ends it)".format(title))
+    command = lab_command(python_of(root), root, lesson, browser, options)
+    return become(command, environment(root), root)
+
+
+def strict_environment(root):
+    """The variables under which outputs are stored and compared: English, two threads."""
+    env = environment(root)
+    env["COURSE_LANG"] = "en"
+    # Some operators' workspace grows with the number of threads: stored bytes are those of two.
+    env["OMP_NUM_THREADS"] = "2"
+    # Threads that wait should sleep: kernels, a browser and the tests share the cores.
+    env["OMP_WAIT_POLICY"] = "PASSIVE"
+    env["IPYTHONDIR"] = str(root / ".venv" / "ipython")
+    return env
+
+
+def test(arguments, root=ROOT):
+    """Run the tests and then every notebook, or just what pytest's `arguments` name."""
+    prepare(root, (LEARNER, TESTS))
+    pytest, env = [str(python_of(root)), "-m", "pytest"], strict_environment(root)
+    if arguments:
+        return become([*pytest, *arguments], env, root)
+    say("[1/2] 测试", "[1/2] tests")
+    first = run([*pytest, "-q", "--durations=5", "tests"], env, root)
+    if first:
+        say("[1/2] 没有通过", "[1/2] failed (exit code {})".format(first))
+    say("[2/2] 逐格核对 notebook 的输出", "[2/2] notebooks, cell by cell")
+    second = run([*pytest, "-q", "--durations=5", "--nbval", "notebooks"], env, root)
+    return first or second
+
+
+def refresh(arguments, root=ROOT):
+    """Run notebooks from top to bottom and store their outputs."""
+    chosen = [find_lesson(name, root) for name in arguments] or lessons(root)
+    prepare(root, (LEARNER, TESTS))
+    script = [str(python_of(root)), str(root / "tests" / "refresh.py")]
+    return run(script + [str(path) for path in chosen], strict_environment(root), root)
+
+
+def main(arguments):
+    """Do what the command line says and return the exit code."""
+    try:
+        check_python(sys.version_info)
+        if arguments and arguments[0] in ("-h", "--help", "help"):
+            say(USAGE_ZH, USAGE_EN)
+            return 0
+        commands = {"lab": lab, "test": test, "refresh": refresh}
+        if arguments and arguments[0] in commands:
+            return commands[arguments[0]](arguments[1:])
+        return lab(arguments)
+    except Stop as stop:
+        say(*stop.args, stream=sys.stderr)
+        return 1
+    except PermissionError as error:
+        say(
+            "没有写入权限：{}；请把课程放到自己的文件夹里。".format(error.filename),
+            "No permission to write {}; move the course to a folder of yours.".format(
+                error.filename
+            ),
+            stream=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        say("\n已中断。", "Interrupted.", stream=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    # Ending this program ends what it started: `run` cleans up on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.exit(main(sys.argv[1:]))
