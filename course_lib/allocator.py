@@ -1,0 +1,221 @@
+"""Where the byte counts come from: one stream of allocations, frees and marks.
+
+A source records what happens to memory between ``start()`` and ``stop()``, in order. Whoever
+listens may put a numbered *mark* into the stream with ``mark()``, so that it can tell later what
+was allocated between two of its own actions. Every source speaks the same way, so nothing else
+needs to know where the bytes are.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch._C._autograd import _disable_profiler, _enable_profiler, _prepare_profiler
+from torch._C._profiler import (
+    ProfilerActivity,
+    ProfilerConfig,
+    ProfilerState,
+    RecordScope,
+    _EventType,
+    _ExperimentalConfig,
+)
+
+from .language import text
+
+
+class Happening(NamedTuple):
+    """One entry of the stream.
+
+    ``kind``: an allocation, a free, or a mark. ``address``: identifies the memory among what is
+    alive. ``size``: bytes (0 for a mark). ``time``: seconds since the start, or None where nothing
+    real takes time.
+    """
+
+    kind: Literal["allocate", "free", "mark"]
+    address: int
+    size: int
+    time: float | None
+
+
+class Source(Protocol):
+    """What :mod:`memory` needs of a place that memory comes from."""
+
+    name: str
+    sees_workspace: bool  # whether memory inside an operator shows up
+
+    def start(self) -> None: ...
+    def mark(self) -> None: ...
+    def address(self, tensor: torch.Tensor) -> int: ...
+    def made(self, tensor: torch.Tensor) -> int: ...
+    def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None: ...
+    def stop(self) -> list[Happening]: ...
+
+
+class CPUAllocator:
+    """PyTorch's CPU allocator, heard through the profiler's memory events.
+
+    The profiler reports every allocation and free of the calling thread, operators' internal
+    workspace included. A mark is an allocation too: of a size that no tensor of numbers has, freed
+    at once, found again by its address, and taken out of the stream.
+    """
+
+    name = "cpu allocator"
+    sees_workspace = True
+    _MARK_BYTES = 4099  # prime: no tensor of 2-, 4- or 8-byte numbers has this size
+
+    def __init__(self) -> None:
+        self._mark_addresses: list[int] = []
+        self._watched: list[weakref.ref] = []
+
+    def start(self) -> None:
+        """Begin to listen. Raises RuntimeError if this thread is already being profiled."""
+        if torch.autograd._profiler_enabled():
+            raise RuntimeError(
+                text(
+                    zh="torch.profiler 正在运行，而 measure 自己也要用它。请先结束那个 profiler。",
+                    en="torch.profiler is already running, and measure needs it for itself. "
+                    "End that profiler first.",
+                )
+            )
+        config = ProfilerConfig(
+            ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig(), ""
+        )
+        activities = {ProfilerActivity.CPU}
+        _prepare_profiler(config, activities)
+        # Operators are recorded elsewhere and far more cheaply: ask for a scope that nothing uses.
+        _enable_profiler(config, activities, {RecordScope.STATIC_RUNTIME_OP})
+
+    def mark(self) -> None:
+        """Put the next mark into the stream; marks are numbered from 0."""
+        self._mark_addresses.append(
+            torch.UntypedStorage(self._MARK_BYTES, device="cpu").data_ptr()
+        )
+
+    def address(self, tensor: torch.Tensor) -> int:
+        """Where the tensor's storage begins; 0 if it has no bytes."""
+        begin = tensor.data_ptr()
+        if begin:
+            return begin - tensor.storage_offset() * tensor.itemsize
+        return tensor.untyped_storage().data_ptr()  # no elements, of a storage that may have some
+
+    made = address
+
+    def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None:
+        """Call ``freed`` when storage that existed before the start is freed.
+
+        The profiler knows no size for such storage and stays silent about it.
+        """
+        self._watched.append(weakref.ref(tensor.untyped_storage(), lambda _: freed()))
+
+    def stop(self) -> list[Happening]:
+        """End listening; everything that happened, in order."""
+        self._watched.clear()
+        reported = _disable_profiler().experimental_event_tree()
+        allocations = [event for event in reported if event.tag == _EventType.Allocation]
+        allocations.sort(key=lambda event: event.start_time_ns)
+        marks = self._mark_addresses
+        stream: list[Happening] = []
+        passed, inside_mark = 0, False
+        begin = allocations[0].start_time_ns if allocations else 0
+        for event, following in itertools.zip_longest(allocations, allocations[1:]):
+            fields = event.extra_fields
+            address, size = fields.ptr, fields.alloc_size
+            time = (event.start_time_ns - begin) / 1e9
+            if inside_mark:  # the mark's own free
+                inside_mark = False
+            elif (
+                size == self._MARK_BYTES
+                and passed < len(marks)
+                and address == marks[passed]
+                and following is not None
+                and following.extra_fields.ptr == address
+            ):
+                stream.append(Happening("mark", passed, 0, time))
+                passed, inside_mark = passed + 1, True
+            elif size > 0:
+                stream.append(Happening("allocate", address, size, time))
+            else:
+                stream.append(Happening("free", address, -size, time))
+        if passed != len(marks):
+            raise RuntimeError(f"{len(marks) - passed} of {len(marks)} marks were lost")
+        return stream
+
+
+class SimulatedTensors:
+    """Tensors under ``FakeTensorMode``: every storage has a size and a life, and no bytes.
+
+    There is no allocator to listen to, so the stream is made from the storages themselves: one
+    is allocated when an operator first returns it and freed when Python says it is gone.
+    """
+
+    name = "simulated"
+    sees_workspace = False
+
+    def __init__(self) -> None:
+        self._stream: list[Happening] = []
+        self._alive: dict[int, _Storage] = {}  # by the storage's own identity
+        self._resized = itertools.count(1)
+        self._marks = 0
+
+    def start(self) -> None:
+        """Begin with an empty stream."""
+
+    def mark(self) -> None:
+        """Put the next mark into the stream; marks are numbered from 0."""
+        self._stream.append(Happening("mark", self._marks, 0, None))
+        self._marks += 1
+
+    def address(self, tensor: torch.Tensor) -> int:
+        """A number that identifies the bytes of the tensor's storage while they live."""
+        identity = tensor.untyped_storage()._cdata
+        known = self._alive.get(identity)
+        return identity if known is None else known.address
+
+    def made(self, tensor: torch.Tensor) -> int:
+        """The address of an operator's result, whose bytes are new unless they are known."""
+        storage = tensor.untyped_storage()
+        identity, size = storage._cdata, storage.nbytes()
+        known = self._alive.get(identity)
+        if known is not None and known.size == size:
+            return known.address
+        # A storage resized in place: as an allocator would, get new bytes, then free the old.
+        address = identity if known is None else next(self._resized)
+        self._stream.append(Happening("allocate", address, size, None))
+        if known is not None:
+            known.freed()
+        free = Happening("free", address, size, None)
+        self._follow(storage, address, size, functools.partial(self._stream.append, free))
+        return address
+
+    def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None:
+        """Call ``freed`` when storage that existed before the start is freed."""
+        storage = tensor.untyped_storage()
+        self._follow(storage, storage._cdata, storage.nbytes(), freed)
+
+    def _follow(
+        self, storage: torch.UntypedStorage, address: int, size: int, freed: Callable[[], None]
+    ) -> None:
+        alive, identity = self._alive, storage._cdata
+
+        def gone(_: weakref.ref) -> None:
+            if alive.pop(identity, None) is not None:  # else listening is over
+                freed()
+
+        alive[identity] = _Storage(address, size, freed, weakref.ref(storage, gone))
+
+    def stop(self) -> list[Happening]:
+        """Everything that happened, in order."""
+        self._alive.clear()
+        return self._stream
+
+
+class _Storage(NamedTuple):
+    address: int
+    size: int
+    freed: Callable[[], None]
+    reference: weakref.ref

@@ -1,0 +1,581 @@
+"""Measure one training step: every byte at the peak, by role, module, operator and source line.
+
+``measure(step, model, optimizer, inputs)`` runs ``step`` once, for real. While it runs, the
+:mod:`recorder` notes what each operator reads and makes, and the :mod:`allocator` reports every
+allocation and free. Afterwards one is laid over the other, and each block of memory gets the role
+that its life shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import inspect
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from .allocator import CPUAllocator, SimulatedTensors, Source
+from .language import text
+from .recorder import (
+    END,
+    Found,
+    Freed,
+    Given,
+    Operator,
+    Phase,
+    Recorder,
+    Role,
+    parameters_of,
+    what_exists,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Block", "Event", "MemoryTrace", "Phase", "Role", "measure", "measuring", "simulated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One piece of memory: who made it, and what for.
+
+    ``size``: bytes. ``operator``: such as ``aten.addmm``; None if it was made outside of any or
+    existed before. ``module``: path in the model, ``""`` at its top. ``line``: the line of the
+    learner's own code; for a backward operator, that of the forward operator it belongs to.
+    """
+
+    size: int
+    role: Role
+    operator: str | None = None
+    module: str | None = None
+    line: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One allocation (``size`` > 0) or free (``size`` < 0) on the timeline.
+
+    ``time``: seconds since the start, None under :func:`simulated`. ``size``: bytes, signed.
+    ``total``: bytes handed out after the event.
+    """
+
+    time: float | None
+    size: int
+    total: int
+    phase: Phase
+    role: Role
+    operator: str | None
+    module: str | None
+    line: str | None
+
+
+@dataclass(frozen=True)
+class MemoryTrace:
+    """What one step did with memory. All sizes are bytes.
+
+    ``at_peak``, ``kept`` and ``before`` hold every role that the source can see, 0 where there was
+    none of it; a role that cannot be had (workspace of simulated tensors) is absent.
+    ``kept``: what is alive at the end of the forward pass (the largest, if there were several), or
+    at the end of the step if there was no backward pass. ``before``: what existed at the start.
+    ``peak_index``: the event in ``events`` that reached the peak, -1 if nothing rose above
+    ``before``. ``alive_at_peak``: the blocks that make up the peak, largest first.
+    """
+
+    peak: int
+    at_peak: dict[Role, int]
+    peak_phase: Phase
+    kept: dict[Role, int]
+    before: dict[Role, int]
+    flops: int
+    source: str
+    peak_index: int
+    alive_at_peak: tuple[Block, ...] = field(repr=False)
+    events: tuple[Event, ...] = field(repr=False)
+
+    def plot(self) -> Figure:
+        """Memory over time, stacked by role, the peak marked."""
+        from .figures import timeline
+
+        return timeline(self)
+
+
+def measure(
+    step: Callable[[], Any],
+    model: nn.Module | None = None,
+    optimizer: Optimizer | None = None,
+    inputs: Any = (),
+) -> MemoryTrace:
+    """Run ``step()`` once and account for every byte it had.
+
+    ``step``: the work, without arguments; its result is dropped. ``model``, ``optimizer``,
+    ``inputs`` (a tensor, or any nesting of tuples, lists and dicts of them): what exists before.
+    Other tensors that the step reads are found and counted: leaves that require a gradient as
+    parameters, the rest as inputs. Tensors made under :func:`simulated` are measured as such.
+
+    The step has exactly the effects that it has unmeasured: gradients, weights and random state
+    are bitwise the same, and an exception passes through unchanged. Python's cycle collector
+    rests meanwhile, so that bytes are the same in every run.
+
+    Raises ``TypeError`` if ``step`` cannot be called without arguments or ``model`` is no module,
+    ``ValueError`` if ``optimizer`` holds no parameter of ``model``, ``RuntimeError`` for a
+    measurement inside a measurement, a step that starts threads, or a profiler that is running.
+    """
+    _check_step(step)
+    with measuring(model, optimizer, inputs) as result:
+        step()
+    return result()
+
+
+@contextlib.contextmanager
+def measuring(
+    model: nn.Module | None = None, optimizer: Optimizer | None = None, inputs: Any = ()
+) -> Iterator[Callable[[], MemoryTrace]]:
+    """Measure the body of a ``with``, where the step is no function of its own.
+
+    The value is a function that returns the :class:`MemoryTrace` once the body has ended.
+    """
+    _check_model(model, optimizer)
+    # checkpoint() and optimizers load this when first called, and it allocates as it loads.
+    importlib.import_module("torch._dynamo")
+    if not _running.acquire(blocking=False):
+        raise RuntimeError(
+            text(
+                zh="一次测量还没结束，里面（或别的线程里）不能再开始另一次。",
+                en="A measurement is still running; another cannot start inside it or beside it.",
+            )
+        )
+    try:
+        with _collector_resting():
+            existing = what_exists(model, optimizer, inputs)
+            source, simulation = _source_for([tensor for tensor, _ in existing])
+            trace: list[MemoryTrace] = []
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(simulation)
+                recorder = Recorder(source, model)
+                recorder.existed_before(existing)
+                del existing  # or the step could not free any of it
+                threads = stack.enter_context(_noticing_threads())
+                stack.enter_context(recorder.listening(model, optimizer))
+                yield lambda: trace[0]
+            _check_threads(threads)
+            trace.append(_Lives(recorder).trace())
+    finally:
+        _running.release()
+
+
+_running = threading.Lock()
+
+
+@contextlib.contextmanager
+def simulated() -> Iterator[None]:
+    """Make tensors that have shapes and costs but no bytes (``FakeTensorMode``).
+
+    Models and steps of any size then need next to no memory. Values do not exist, so ``.item()``
+    or ``if loss < 1`` raises. ``RuntimeError`` for a device that this build of torch lacks.
+    """
+    with _resumed(_Simulation()):
+        yield
+
+
+@contextlib.contextmanager
+def _resumed(simulation: FakeTensorMode) -> Iterator[None]:
+    with simulation, _RefuseMissingDevices():
+        yield
+
+
+# --- roles --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Life:
+    """A block of memory while its role is being found out."""
+
+    size: int
+    given: Role | None = None  # said by the recorder, or known because it existed before
+    maker: Operator | None = None
+    phase: Phase = "forward"  # it was born in
+    is_tensor: bool = False
+    read_by_backward: bool = False
+    read_by_recomputation: bool = False
+
+
+@dataclass(slots=True)
+class _Change:
+    """A life's begin (``sign`` +1) or end (-1)."""
+
+    time: float | None
+    sign: int
+    life: _Life
+    phase: Phase
+
+
+class _Lives:
+    """Replays the stream beside the recorder's log, then gives every block its role."""
+
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+        self.changes: list[_Change] = []
+        self.forward_ends: list[int] = []  # how many changes had happened by then
+        self.alive = {
+            address: _Life(size, given=role)
+            for address, (role, size) in (recorder.before | self._found()).items()
+        }
+        self.existing = list(self.alive.values())
+        self._replay()
+
+    def _found(self) -> dict[int, tuple[Role, int]]:
+        """What the step read without having made it: it existed before, if unmentioned."""
+        made_inside: set[int] = set()
+        found = {}
+        for happening in self.recorder.stream:
+            if happening.kind == "allocate":
+                made_inside.add(happening.address)
+            elif happening.kind == "free":
+                made_inside.discard(happening.address)
+            else:
+                entry = self.recorder.log[happening.address]
+                if isinstance(entry, Found) and entry.address not in made_inside:
+                    found[entry.address] = (entry.role, entry.size)
+        return found
+
+    def _replay(self) -> None:
+        phase: Phase = "forward"
+        open_operators: list[Operator] = []
+        # In x * 2, PyTorch makes a tensor of the 2 and calls the operator. The recorder, which is
+        # handed the 2 itself, calls it again: that makes another, which the bare step never had.
+        repeated: list[int] = []
+        undated: list[_Change] = []  # made outside of operators: preparing for the next one
+        for happening in self.recorder.stream:
+            address, size, time = happening.address, happening.size, happening.time
+            if happening.kind == "allocate":
+                if repeated and repeated[0] == size:
+                    repeated.pop(0)
+                    continue
+                maker = open_operators[-1] if open_operators else None
+                change = self._allocate(address, size, time, maker, phase)
+                if maker is None:
+                    undated.append(change)
+                continue
+            if happening.kind == "free":
+                self._free(address, time, phase)
+                continue
+            entry = self.recorder.log[address]
+            if isinstance(entry, Operator):
+                if entry.phase == "backward" and phase == "forward":
+                    self.forward_ends.append(len(self.changes))
+                phase = entry.phase
+                for change in undated:
+                    change.phase = change.life.phase = phase
+                undated.clear()
+                repeated = list(entry.numbers)
+                open_operators.append(entry)
+                self._read(entry)
+            elif isinstance(entry, Given):
+                self._give(entry)
+            elif isinstance(entry, Freed):
+                self._free(entry.address, time, phase)
+            elif entry is END:
+                self._made(open_operators.pop())
+                repeated = []
+
+    def _allocate(
+        self, address: int, size: int, time: float | None, maker: Operator | None, phase: Phase
+    ) -> _Change:
+        self._free(address, time, phase)  # if its end went unreported
+        life = self.alive[address] = _Life(size, maker=maker, phase=phase)
+        self.changes.append(_Change(time, +1, life, phase))
+        return self.changes[-1]
+
+    def _read(self, operator: Operator) -> None:
+        for address in operator.reads:
+            if (life := self.alive.get(address)) is not None:
+                life.is_tensor = True
+                life.read_by_recomputation |= operator.recomputing
+                life.read_by_backward |= operator.phase == "backward" and not operator.recomputing
+
+    def _made(self, operator: Operator) -> None:
+        for address in operator.made:
+            if (life := self.alive.get(address)) is not None:
+                life.is_tensor = True
+
+    def _give(self, given: Given) -> None:
+        for address in given.addresses:
+            life = self.alive.get(address)
+            if life is not None and life.given is None:
+                life.given = given.role
+
+    def _free(self, address: int, time: float | None, phase: Phase) -> None:
+        life = self.alive.pop(address, None)
+        if life is not None:  # else something that the step never touched
+            self.changes.append(_Change(time, -1, life, phase))
+
+    def trace(self) -> MemoryTrace:
+        blocks = {life: self._block(life) for life in self.existing}
+        events: list[Event] = []
+        total = peak = sum(life.size for life in self.existing)
+        peak_index = -1
+        for change in self.changes:
+            block = blocks.get(change.life)
+            if block is None:
+                block = blocks[change.life] = self._block(change.life)
+            size = change.sign * block.size
+            total += size
+            events.append(
+                Event(change.time, size, total, change.phase,
+                      block.role, block.operator, block.module, block.line)
+            )  # fmt: skip
+            if total > peak:
+                peak, peak_index = total, len(events) - 1
+        at_peak = [blocks[life] for life in self._alive_after(peak_index + 1)]
+        # Before the first change the total is that of what existed.
+        totals = [sum(life.size for life in self.existing), *(event.total for event in events)]
+        fullest = max(self.forward_ends or [len(events)], key=totals.__getitem__)
+        kept = self._alive_after(fullest)
+        if self.recorder.built_a_graph and not self.forward_ends:
+            _warn_without_backward()
+        return MemoryTrace(
+            peak=peak,
+            at_peak=self._by_role(at_peak),
+            peak_phase=events[peak_index].phase if peak_index >= 0 else "forward",
+            kept=self._by_role([blocks[life] for life in kept]),
+            before=self._by_role([blocks[life] for life in self.existing]),
+            flops=self.recorder.flops,
+            source=self.recorder.source.name,
+            peak_index=peak_index,
+            alive_at_peak=tuple(sorted(at_peak, key=lambda block: -block.size)),
+            events=tuple(events),
+        )
+
+    def _alive_after(self, changes: int) -> list[_Life]:
+        alive = dict.fromkeys(self.existing)
+        for change in self.changes[:changes]:
+            if change.sign > 0:
+                alive[change.life] = None
+            else:
+                del alive[change.life]
+        return list(alive)
+
+    def _by_role(self, blocks: Iterable[Block]) -> dict[Role, int]:
+        unseen = () if self.recorder.source.sees_workspace else (Role.WORKSPACE, Role.RANDOM_STATE)
+        sums = {role: 0 for role in Role if role not in unseen}
+        for block in blocks:
+            sums[block.role] += block.size
+        return sums
+
+    def _block(self, life: _Life) -> Block:
+        maker = life.maker
+        if maker is None:
+            return Block(life.size, _role(life))
+        place = maker.place
+        return Block(life.size, _role(life), maker.name, place.module, place.describe())
+
+
+def _role(life: _Life) -> Role:
+    """The role that a block's life shows."""
+    if life.given is not None:
+        return life.given
+    if not life.is_tensor:
+        made_outside = life.maker is None and life.size == _RANDOM_STATE_BYTES
+        return Role.RANDOM_STATE if made_outside else Role.WORKSPACE
+    if life.maker is not None and life.maker.recomputing:
+        return Role.RECOMPUTED
+    if life.phase == "forward" and life.read_by_recomputation:
+        return Role.CHECKPOINT
+    if life.phase == "forward" and life.read_by_backward:
+        return Role.ACTIVATION
+    return Role.TEMPORARY
+
+
+_RANDOM_STATE_BYTES = torch.get_rng_state().nbytes
+
+
+# --- surroundings -------------------------------------------------------------------------------
+
+
+def _source_for(
+    tensors: list[Tensor],
+) -> tuple[Source, contextlib.AbstractContextManager]:
+    """The source that sees these tensors, and the simulation to enter if it is not active yet."""
+    if detect_fake_mode() is not None:
+        return SimulatedTensors(), contextlib.nullcontext()
+    for tensor in tensors:
+        if isinstance(tensor, FakeTensor):
+            return SimulatedTensors(), _resumed(tensor.fake_mode)
+        if tensor.device.type != "cpu":
+            raise NotImplementedError(
+                text(
+                    zh=f"目前能测 CPU 上的张量和模拟张量，而这里有张量在 {tensor.device} 上。",
+                    en="Tensors on the CPU and simulated ones can be measured; "
+                    f"here is one on {tensor.device}.",
+                )
+            )
+    return CPUAllocator(), contextlib.nullcontext()
+
+
+class _Simulation(FakeTensorMode):
+    """Fake tensors, on devices that are there: others abort the process in some of torch's code.
+
+    Here, below everything, a device is known however it was asked for.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # FakeTensorMode has that wrapper already; another would only cost time
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if kwargs and "device" in kwargs:
+            _check_device(kwargs["device"])
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+class _RefuseMissingDevices(TorchFunctionMode):
+    """Refuse ``x.to("cuda")`` and ``x.cuda()``, which fail before anything is dispatched."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "to":
+            for asked in (*args[1:2], kwargs.get("device")):
+                if isinstance(asked, (str, torch.device)):
+                    _check_device(asked)
+        elif name in ("cuda", "xpu", "hpu", "mtia"):
+            _check_device(name)
+        return func(*args, **kwargs)
+
+
+def _check_device(device: Any) -> None:
+    if device is None:
+        return
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    if kind in ("cpu", "meta"):
+        return
+    module = getattr(torch, kind, None)
+    if module is None or not module.is_available():
+        raise RuntimeError(
+            text(
+                zh=f"这里的 torch 没有可用的 {kind} 设备。模拟张量不占内存，留在 cpu 上就行。",
+                en=f"This torch has no {kind} device here. Simulated tensors take no memory: "
+                "leave them on the cpu.",
+            )
+        )
+
+
+@contextlib.contextmanager
+def _collector_resting() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _noticing_threads() -> Iterator[list[str]]:
+    """The names of the threads that the body starts."""
+    started: list[str] = []
+    profile = threading.getprofile()
+
+    def first_call(frame: Any, event: str, argument: Any) -> None:
+        thread = threading.current_thread()
+        if not type(thread).__module__.startswith("ipykernel"):  # Jupyter's own, at any moment
+            started.append(thread.name)
+        sys.setprofile(profile)
+
+    threading.setprofile(first_call)
+    try:
+        yield started
+    finally:
+        threading.setprofile(profile)
+
+
+# --- what can be wrong --------------------------------------------------------------------------
+
+
+def _check_step(step: Any) -> None:
+    if not callable(step):
+        raise TypeError(
+            text(
+                zh=f"step 必须是函数，现在是 {type(step).__name__}。要测 f(x)，"
+                "写 measure(lambda: f(x))。",
+                en=f"step must be a function, not {type(step).__name__}. "
+                "To measure f(x), write measure(lambda: f(x)).",
+            )
+        )
+    try:
+        signature = inspect.signature(step)
+    except ValueError:  # some builtins have none; the call itself will tell
+        return
+    try:
+        signature.bind()
+    except TypeError as problem:
+        raise TypeError(
+            text(
+                zh=f"step 会被不带参数地调用，可它要参数（{problem}）。"
+                "写 lambda: step(x)，并把 x 放进 inputs=。",
+                en=f"step is called without arguments but needs some ({problem}). "
+                "Write lambda: step(x), and pass x in inputs=.",
+            )
+        ) from None
+
+
+def _check_model(model: Any, optimizer: Any) -> None:
+    for name, value, kind in (("model", model, nn.Module), ("optimizer", optimizer, Optimizer)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(
+                text(
+                    zh=f"{name} 必须是 {kind.__name__}，现在是 {type(value).__name__}。",
+                    en=f"{name} must be of type {kind.__name__}, not {type(value).__name__}.",
+                )
+            )
+    if model is not None and optimizer is not None:
+        ours = {id(parameter) for parameter in model.parameters()}
+        if not any(id(parameter) in ours for parameter in parameters_of(optimizer)):
+            raise ValueError(
+                text(
+                    zh="optimizer 里没有 model 的任何参数：它是为别的模型建的。",
+                    en="optimizer holds no parameter of model: it was made for another one.",
+                )
+            )
+
+
+def _check_threads(names: list[str]) -> None:
+    if names:
+        raise RuntimeError(
+            text(
+                zh=f"step 启动了线程（{names[0]}）。PyTorch 按线程报告内存分配，"
+                "别的线程里的数不到。请在当前线程里做完（DataLoader 用 num_workers=0）。",
+                en=f"The step started a thread ({names[0]}). PyTorch reports allocations per "
+                "thread, so those of other threads are missed. Do the work in this one "
+                "(a DataLoader with num_workers=0).",
+            )
+        )
+
+
+def _warn_without_backward() -> None:
+    warnings.warn(
+        text(
+            zh="step 没有调用 backward()。没有反向传播去读，就分不出哪些值是为它保存的："
+            "前向传播产生的值都算作临时量。",
+            en="The step never called backward(). With no backward pass to read them, kept values "
+            "cannot be told from others: all that the forward pass made counts as temporary.",
+        ),
+        stacklevel=6,
+    )
