@@ -1,0 +1,138 @@
+"""One model, every number of checkpoints: measured once each, then moved through by a slider."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import nn
+from torch.optim import Optimizer
+
+from .explorers import Control, Explorer, progress
+from .figures import draw_timeline, size_text
+from .memory import MemoryTrace, Role, measure
+
+
+@dataclass(frozen=True)
+class Position:
+    """What was measured with one number of checkpoints.
+
+    ``seconds``: wall times of whole steps that nobody watched.
+    """
+
+    checkpoints: int
+    trace: MemoryTrace
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def recomputed(self) -> int:
+        """The most that was held at once of what was made again, bytes."""
+        held = most = 0
+        for event in self.trace.events:
+            if event.role is Role.RECOMPUTED:
+                held += event.size
+                most = max(most, held)
+        return most
+
+
+def measure_counts(
+    step: Callable[[int], Any],
+    counts: Sequence[int],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    inputs: Any = (),
+    rounds: int = 3,
+) -> list[Position]:
+    """Measure ``step(count)`` for each count, and time it ``rounds`` times.
+
+    The rounds are interleaved, so that a slow moment of the machine touches all counts alike.
+    A first step, not measured, brings optimizer state and gradients into being.
+    """
+    step(counts[0])
+    traces: dict[int, MemoryTrace] = {}
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    work = [("measure", count) for count in counts]
+    work += [("time", count) for _ in range(rounds) for count in counts]
+    for kind, count in progress(
+        work, zh="逐个测量检查点数量", en="Measuring each number of checkpoints"
+    ):
+        if kind == "measure":
+            traces[count] = measure(lambda count=count: step(count), model, optimizer, inputs)
+        else:
+            begin = time.perf_counter()
+            step(count)
+            seconds[count].append(time.perf_counter() - begin)
+    return [Position(count, traces[count], tuple(seconds[count])) for count in counts]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the explorer shows for one number of checkpoints; ``plain``: that for none."""
+
+    chosen: Position
+    plain: Position
+    highest: int  # bytes, of all positions' peaks
+
+    @property
+    def more_flops(self) -> float:
+        return self.chosen.trace.flops / self.plain.trace.flops - 1
+
+    @property
+    def more_time(self) -> tuple[float, float, float]:
+        """Wall time against that without checkpoints: lowest, median, highest of the rounds."""
+        ratios = sorted(
+            chosen / plain - 1
+            for chosen, plain in zip(self.chosen.seconds, self.plain.seconds, strict=True)
+        )
+        return ratios[0], statistics.median(ratios), ratios[-1]
+
+
+def counts_explorer(positions: Sequence[Position]) -> Explorer:
+    """A slider over the number of checkpoints; the first position must be that without any."""
+    by_count = {position.checkpoints: position for position in positions}
+    highest = max(position.trace.peak for position in positions)
+
+    def frame(checkpoints: int) -> Choice:
+        return Choice(by_count[checkpoints], positions[0], highest)
+
+    control = Control(
+        "checkpoints",
+        "检查点数量",
+        "number of checkpoints",
+        tuple(by_count),
+        positions[0].checkpoints,
+    )
+    return Explorer([control], frame, _draw, _caption)
+
+
+def _draw(figure: Figure, choice: Choice) -> None:
+    trace, plain = choice.chosen.trace, choice.plain.trace
+    count, share = choice.chosen.checkpoints, trace.peak / plain.peak
+    title = (
+        f"{count} 个检查点：峰值 {size_text(trace.peak)}，是不用时的 {share:.0%}",
+        f"{count} checkpoint{'s' * (count != 1)}: the peak is {size_text(trace.peak)}, "
+        f"{share:.0%} of that without",
+    )
+    draw_timeline(figure, trace, title=title, limit=choice.highest)
+
+
+def _caption(choice: Choice) -> tuple[str, str]:
+    chosen = choice.chosen
+    kept = chosen.trace.kept[Role.CHECKPOINT] + chosen.trace.kept[Role.ACTIVATION]
+    sizes = [size_text(size) for size in (chosen.trace.peak, kept, chosen.recomputed)]
+    low, middle, high = (f"{more:+.0%}" for more in choice.more_time)
+    flops = f"{choice.more_flops:+.1%}"
+    return (
+        f"峰值 {sizes[0]}；前向传播结束时保存 {sizes[1]}；同时在场的重计算最多 {sizes[2]}；"
+        f"FLOPs {flops}；时间 {middle}（{low} 到 {high}）",
+        f"peak {sizes[0]}; kept at the end of forward {sizes[1]}; recomputed at once at most "
+        f"{sizes[2]}; FLOPs {flops}; time {middle} ({low} to {high})",
+    )

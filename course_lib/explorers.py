@@ -1,0 +1,316 @@
+"""Pictures that answer to sliders.
+
+An explorer has three parts: ``frame``, a pure function from the controls' values to data; ``draw``,
+which puts the data on a figure; and the binding, which is this module. What a slider shows is
+computed by ``frame`` from measurements, so it can be tested at every position without a browser.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ipywidgets
+
+from .figures import SIZE, Picture, style
+from .language import on_change, spoken, text
+
+Item = TypeVar("Item")
+EVERY_COMBINATION = 500  # more than this many are too many to try one by one
+
+
+@dataclass(frozen=True)
+class Control:
+    """A slider that stops at each of ``values`` and begins at ``start``.
+
+    ``name``: the argument of ``frame`` that it sets. ``zh``, ``en``: what the learner reads
+    beside it. ``show``: how a value is written; asked again when the language changes. Raises
+    ``ValueError`` if ``start`` is not one of ``values``.
+    """
+
+    name: str
+    zh: str
+    en: str
+    values: tuple
+    start: Any
+    show: Callable[[Any], str] = str
+
+    def __post_init__(self) -> None:
+        if self.start not in self.values:
+            raise ValueError(f"control {self.name}: start {self.start!r} is not in {self.values}")
+
+    def options(self) -> list[tuple[str, Any]]:
+        """What ``ipywidgets`` wants: (label, value)."""
+        return [(self.show(value), value) for value in self.values]
+
+    def index(self, value: Any) -> int:
+        """Where ``value`` is among the values. Raises ``ValueError`` if it is none of them."""
+        if value not in self.values:
+            raise ValueError(
+                text(
+                    zh=f"{self.name} 没有 {value!r} 这个位置，只有 {self.values}。",
+                    en=f"{self.name} has no position {value!r}, only {self.values}.",
+                )
+            )
+        return self.values.index(value)
+
+
+class Explorer(ipywidgets.VBox):
+    """Sliders above a picture with a caption, all in the language in use.
+
+    ``frame(**values)`` computes the data, ``draw(figure, data)`` draws it on an empty figure, and
+    ``caption(data)`` says in one sentence what is to be seen: (zh, en). What any of them raises is
+    shown in place of the caption and raised again. A cell that is run again closes the explorers
+    that it had made before.
+    """
+
+    def __init__(
+        self,
+        controls: Sequence[Control],
+        frame: Callable[..., Any],
+        draw: Callable[[Any, Any], None],
+        caption: Callable[[Any], tuple[str, str]],
+        size: tuple[float, float] = SIZE,
+    ):
+        self.controls = {control.name: control for control in controls}
+        self._frame, self._draw, self._caption = frame, draw, caption
+        self._picture = Picture(size)
+        self._png, self._words = b"", ("", "")
+        self._sliders = {control.name: self._slider(control) for control in controls}
+        self._shown = ipywidgets.HTML()
+        self._moving = False
+        super().__init__([*self._sliders.values(), self._shown])
+        self.add_class("course-explorer")
+        self._redraw()
+        for slider in self._sliders.values():
+            slider.observe(self._slid, "index")
+        self._stop_listening = _follow_language(self)
+        _replace_predecessors(self)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Where the sliders stand."""
+        return {
+            name: control.values[self._sliders[name].index]
+            for name, control in self.controls.items()
+        }
+
+    @property
+    def caption(self) -> str:
+        """The sentence below the picture, in the language in use."""
+        return text(zh=self._words[0], en=self._words[1])
+
+    def positions(self) -> Iterator[dict[str, Any]]:
+        """Every combination of values; of too many, each control's with the others at start."""
+        controls = self.controls.values()
+        count = 1
+        for control in controls:
+            count *= len(control.values)
+        if count <= EVERY_COMBINATION:
+            for values in itertools.product(*(control.values for control in controls)):
+                yield dict(zip(self.controls, values, strict=True))
+            return
+        start = {control.name: control.start for control in controls}
+        for control in controls:
+            for value in control.values:
+                yield {**start, control.name: value}
+
+    def move(self, **values: Any) -> None:
+        """Set sliders from Python; the picture is drawn once.
+
+        Raises ``ValueError`` for a value that its slider does not have, ``TypeError`` for a name
+        that no slider has.
+        """
+        if unknown := values.keys() - self.controls.keys():
+            wrong, known = ", ".join(sorted(unknown)), ", ".join(self.controls)
+            raise TypeError(
+                text(
+                    zh=f"没有 {wrong} 这个滑块，只有 {known}。",
+                    en=f"There is no slider {wrong}, only {known}.",
+                )
+            )
+        indices = {name: self.controls[name].index(value) for name, value in values.items()}
+        with self._without_redrawing():
+            for name, index in indices.items():
+                self._sliders[name].index = index
+        self._redraw()
+
+    def close(self) -> None:
+        """Take the explorer off the page and forget it."""
+        getattr(self, "_stop_listening", lambda: None)()
+        for part in (*getattr(self, "_sliders", {}).values(), getattr(self, "_shown", None)):
+            if part is not None:
+                part.close()
+        super().close()
+
+    def _slider(self, control: Control) -> ipywidgets.SelectionSlider:
+        return ipywidgets.SelectionSlider(
+            options=control.options(),
+            index=control.index(control.start),
+            description=text(zh=control.zh, en=control.en),
+            continuous_update=True,
+            style={"description_width": "initial"},
+            layout={"width": "100%", "max_width": f"{self._picture.bbox.width:.0f}px"},
+        )
+
+    def _slid(self, _: Any) -> None:
+        if not self._moving:
+            self._redraw()
+
+    @contextlib.contextmanager
+    def _without_redrawing(self) -> Iterator[None]:
+        self._moving = True
+        try:
+            yield
+        finally:
+            self._moving = False
+
+    def _speak(self) -> None:
+        """Say everything again, in the language now in use."""
+        with self._without_redrawing():
+            for name, control in self.controls.items():
+                slider = self._sliders[name]
+                slider.description = text(zh=control.zh, en=control.en)
+                index, options = slider.index, control.options()
+                if options != list(slider.options):  # setting them moves the slider to the first
+                    slider.options = options
+                    slider.index = index
+        self._redraw()
+
+    def _redraw(self) -> None:
+        try:
+            data = self._frame(**self.values)
+            with style():
+                self._picture.clear()
+                self._draw(self._picture, data)
+            self._words = self._caption(data)
+            self._png = self._picture.png()
+        except Exception as problem:
+            self._shown.value = _broken(problem)
+            raise
+        self._shown.value = self._page()
+
+    def _page(self) -> str:
+        """Picture and caption in one piece, so that they change together."""
+        width, height = (round(length) for length in self._picture.bbox.size)
+        data = base64.b64encode(self._png).decode()
+        return (
+            f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.caption)}" '
+            f'width="{width}" height="{height}" decoding="sync" '
+            'style="max-width:100%;height:auto;border-radius:8px">'
+            f'<div style="line-height:1.5;max-width:{width}px">{spoken(*self._words)}</div>'
+        )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
+        picture = base64.b64encode(self._png).decode()
+        return {**bundle, "image/png": picture, "text/plain": self.caption}
+
+
+def show(
+    draw: Callable[[Any, Any], None],
+    data: Any,
+    caption: tuple[str, str] | Callable[[Any], tuple[str, str]],
+    size: tuple[float, float] = SIZE,
+) -> Explorer:
+    """A picture without sliders that follows the language: :class:`Explorer` with one frame."""
+    words = caption if callable(caption) else lambda _: caption
+    return Explorer((), lambda: data, draw, words, size)
+
+
+def _broken(problem: Exception) -> str:
+    words = html.escape(f"{type(problem).__name__}: {problem}")
+    return (
+        '<div role="alert" style="color:#b3261e">'
+        + spoken("这个位置的图画不出来：", "This position cannot be drawn:", tag="span")
+        + f" <code>{words}</code></div>"
+    )
+
+
+def _follow_language(explorer: Explorer) -> Callable[[], None]:
+    """Have it speak after each change of language, without keeping it alive."""
+    reference = weakref.ref(explorer)
+
+    def changed() -> None:
+        if (alive := reference()) is not None:
+            alive._speak()
+
+    stop = on_change(changed)
+    weakref.finalize(explorer, stop)
+    return stop
+
+
+# ipywidgets keeps every widget for as long as the kernel lives, so a cell run ten times would
+# leave ten explorers behind that all redraw when the language changes.
+_made_by_cell: dict[str, tuple[int, list[weakref.ref[Explorer]]]] = {}
+
+
+def _replace_predecessors(explorer: Explorer) -> None:
+    """Close what an earlier run of the same cell made."""
+    cell, run = _running_cell()
+    if cell is None:
+        return
+    before, made = _made_by_cell.get(cell, (run, []))
+    if before != run:
+        for reference in made:
+            if (old := reference()) is not None:
+                old.close()
+        made = []
+    _made_by_cell[cell] = (run, [*made, weakref.ref(explorer)])
+
+
+def _running_cell() -> tuple[str | None, int]:
+    """The id that JupyterLab gives to the cell that is running, and which run this is."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is None or not hasattr(shell, "get_parent"):
+        return None, 0
+    message = shell.get_parent()
+    return message.get("metadata", {}).get("cellId"), shell.execution_count
+
+
+def progress(items: Iterable[Item], *, zh: str, en: str) -> Iterator[Item]:
+    """Go through ``items`` behind a progress bar, which is gone when the cell has run.
+
+    ``zh``, ``en``: what takes so long. Nothing is left in the output, also after an error or an
+    interrupt. Outside of a notebook there is no bar.
+    """
+    items = list(items)
+    with _bar(len(items), text(zh=zh, en=en)) as advance:
+        for done, item in enumerate(items):
+            advance(done)
+            yield item
+
+
+@contextlib.contextmanager
+def _bar(length: int, words: str) -> Iterator[Callable[[int], None]]:
+    """A bar on display; the value sets how far it has come."""
+    from IPython import get_ipython
+    from IPython.display import display
+
+    shell = get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):
+        yield lambda done: None
+        return
+    bar = ipywidgets.IntProgress(
+        max=length, description=words, style={"description_width": "initial"}
+    )
+
+    def end(*_: Any) -> None:
+        bar.close()
+
+    # An interrupted loop leaves its generator waiting, and the bar with it, until the cell ends.
+    shell.events.register("post_run_cell", end)
+    display({**bar._repr_mimebundle_(), "text/plain": ""}, raw=True)
+    try:
+        yield lambda done: bar.set_trait("value", done)
+    finally:
+        shell.events.unregister("post_run_cell", end)
+        bar.close()

@@ -1,0 +1,194 @@
+"""Predictions and the checkers of lessons 00 and 01: right, wrong and unfinished answers."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from course_lib import exercises, language
+from course_lib.exercises import (
+    check_cheapest,
+    check_kept_bytes,
+    check_segments,
+    check_thrifty,
+    compare,
+    predict,
+    scoreboard,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_predictions(monkeypatch):
+    monkeypatch.setattr(exercises, "_predictions", {})
+
+
+def results(*peaks_and_flops):
+    return [
+        SimpleNamespace(checkpoints=count, trace=SimpleNamespace(peak=peak, flops=flops))
+        for count, (peak, flops) in enumerate(peaks_and_flops)
+    ]
+
+
+MEASURED = results((100, 10), (99, 16), (60, 15), (50, 14))
+
+
+def cheapest(budget, measured):
+    fitting = [m for m in measured if m.trace.peak <= budget]
+    return min(fitting, key=lambda m: m.trace.flops).checkpoints if fitting else -1
+
+
+def thrifty(block, x):
+    return block.down(functional.silu(block.gate(x)) * (block.up(x) + 1.0))
+
+
+RIGHT = [
+    lambda: check_segments(lambda n, k: [range(i * n // k, (i + 1) * n // k) for i in range(k)]),
+    lambda: check_segments(  # the longer ones first, as lists
+        lambda n, k: [list(range(i * (n // k) + min(i, n % k), (i + 1) * (n // k)
+                                 + min(i + 1, n % k))) for i in range(k)]),
+    lambda: check_cheapest(cheapest, MEASURED),
+    lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * (w + 4 * h)),
+    lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * w + 16 * b * s * h),
+    lambda: check_thrifty(thrifty),
+    lambda: check_thrifty(lambda block, x: checkpoint(block, x, use_reentrant=False)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("check", RIGHT)
+def test_right_answers_pass(check):
+    verdict = check()
+    assert verdict.passed, str(verdict)
+    assert str(verdict).startswith("✅")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda: check_segments(lambda n, k: None),
+        lambda: check_cheapest(lambda budget, measured: None, MEASURED),
+        lambda: check_kept_bytes(lambda b, s, w, h: None),
+        lambda: check_thrifty(lambda block, x: None),
+    ],
+)
+def test_stubs_are_kindly_unfinished(check):
+    verdict = check()
+    assert verdict.state == "unfinished"
+    assert "Not done yet" in str(verdict)
+
+
+def params(block):
+    return 4 * sum(p.numel() for p in block.parameters())
+
+
+def gated_parameters(w, h):
+    return 4 * (3 * w * h + 2 * h + w)
+
+
+WRONG = [
+    (lambda: check_segments(lambda n, k: [range(n)]), "4 segments are wanted, not 1"),
+    (lambda: check_segments(lambda n, k: [range(i * (n // k), (i + 1) * (n // k))
+                                          for i in range(k)]), "layer 10 is in no segment"),
+    (lambda: check_segments(lambda n, k: [range(n), *(range(0) for _ in range(k - 1))]),
+     "too uneven"),
+    (lambda: check_segments(lambda n, k: [range(n) for _ in range(k)]), "come twice"),
+    (lambda: check_segments(lambda n, k: 1 / 0), "ZeroDivisionError"),
+    (lambda: check_cheapest(lambda b, m: 0, MEASURED), "nothing fits, so -1"),
+    (lambda: check_cheapest(lambda b, m: max([r.checkpoints for r in m if r.trace.peak <= b],
+                                             default=-1), MEASURED), "0, and 3 need|need 40.0%"),
+    (lambda: check_cheapest(lambda b, m: -1, MEASURED), "but 3 checkpoints fit"),
+    (lambda: check_cheapest(lambda b, m: 0 if b >= 50 else -1, MEASURED), "over the budget"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: b * s * (w + 4 * h)), "counted numbers"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * (2 * w + 4 * h)), "counted twice"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * 4 * h), "input x is missing"),
+    (lambda: check_kept_bytes(
+        lambda b, s, w, h: 4 * b * s * (w + 4 * h) + gated_parameters(w, h)), "exist anyway"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * (w + 3 * h)), "missing: the product"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * (w + 5 * h)), "too many"),
+    (lambda: check_thrifty(lambda block, x: block(x)), "Which line keeps both"),
+    (lambda: check_thrifty(lambda block, x: block(x).detach()), "is gone"),
+    (lambda: check_thrifty(lambda block, x: block(x.detach())), "gradient of x is gone"),
+    (lambda: check_thrifty(lambda block, x: block.down(
+        functional.gelu(block.gate(x)) * (block.up(x) + 1.0))), "output changed"),
+    (lambda: check_thrifty(lambda block, x: block.down(
+        functional.silu(block.gate(x)) * block.up(x))), "output changed"),
+    (lambda: check_thrifty(lambda block, x: block(x).sum()), "should be a tensor of shape"),
+    (lambda: check_thrifty(lambda block, x: block.nothing(x)), "AttributeError"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "fault"), WRONG)
+def test_wrong_answers_are_told_what_is_wrong(check, fault):
+    import re
+
+    verdict = check()
+    assert verdict.state == "wrong", str(verdict)
+    assert re.search(fault, str(verdict)), str(verdict)
+    assert verdict.zh != verdict.en
+
+
+def test_a_checker_leaves_nothing_in_the_blocks_gradients():
+    torch.manual_seed(3)
+    seen = []
+
+    def answer(block: nn.Module, x):
+        seen.append(block)
+        return thrifty(block, x)
+
+    assert check_thrifty(answer).passed
+    assert all(parameter.grad is None for parameter in seen[0].parameters())
+
+
+def test_a_prediction_is_kept_when_its_cell_runs_again():
+    first = predict("peak", zh="峰值是", en="The peak is")
+    first.field.value = "12.5"
+    again = predict("peak", zh="峰值是", en="The peak is")
+    assert again.value == 12.5
+    again.field.value = "1,024"
+    assert again.value == 1024
+
+
+def test_a_prediction_that_is_no_number_is_pointed_out_and_not_kept():
+    prediction = predict("peak", zh="峰值是", en="The peak is")
+    prediction.field.value = "many"
+    assert prediction.value is None
+    assert "Please type a number" in prediction._note.value
+
+
+def test_a_comparison_follows_what_is_typed_later():
+    prediction = predict("peak", zh="峰值是", en="The peak is")
+    table = compare("peak", 3 * 2**20, [(("公式", "formula"), 2 * 2**20)])
+    assert "not filled in" in str(table._table())
+    prediction.field.value = "4.5"
+    assert "+50.0%" in table.value
+    assert "-33.3%" in str(table._table())
+
+
+def test_the_scoreboard_lists_each_prediction_with_what_was_measured():
+    predict("a", zh="甲", en="A").field.value = "1"
+    predict("b", zh="乙", en="B", unit="")
+    compare("a", 2**20)
+    board = str(scoreboard())
+    assert "exact" in board
+    assert "B" in board
+
+
+def test_bad_calls_are_refused():
+    with pytest.raises(ValueError, match="unit must be one of"):
+        predict("peak", zh="", en="", unit="Mo")
+    with pytest.raises(KeyError, match="run the cell with its field first"):
+        compare("unknown", 3)
+
+
+def test_verdicts_speak_the_chosen_language():
+    before = language.language()
+    try:
+        language.choose("zh")
+        assert "还没有做" in str(check_segments(lambda n, k: None))
+        language.choose("both")
+        assert "还没有做" in str(check_segments(lambda n, k: None))
+        assert "Not done yet" in str(check_segments(lambda n, k: None))
+    finally:
+        language.choose(before)

@@ -1,0 +1,364 @@
+"""The sliders: what they show at every position, in every language, and where nothing runs."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import ipywidgets
+import nbformat
+import psutil
+import pytest
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+import course_lib  # noqa: F401  # before torch
+from course_lib import explorers, language
+from course_lib.explorers import Control, Explorer, progress, show
+from course_lib.figures import draw_bars
+from course_lib.recorder import Role
+
+COURSE = Path(__file__).parent.parent
+LAYERS = Control("layers", "层数", "layers", (1, 2, 4, 8), 4)
+MODE = Control("mode", "方式", "mode", ("plain", "checkpoint"), "plain")
+
+
+@pytest.fixture(autouse=True)
+def english(monkeypatch):
+    monkeypatch.setenv("COURSE_LANG", "en")
+    monkeypatch.setattr(language, "_chosen", "en")
+    ipywidgets.Widget.close_all()
+    gc.collect()
+
+
+def frame(layers: int, mode: str = "plain") -> dict[Role, int]:
+    role = Role.ACTIVATION if mode == "plain" else Role.CHECKPOINT
+    return {role: layers * 2**20}
+
+
+def draw(figure, data: dict[Role, int]) -> None:
+    draw_bars(figure, [(("一步", "one step"), data)], title=("一", "one"))
+
+
+def caption(data: dict[Role, int]) -> tuple[str, str]:
+    mib = sum(data.values()) >> 20
+    return f"共 {mib} MiB <内存>", f"{mib} MiB of <memory>"
+
+
+def explorer(*controls: Control, frame=frame, draw=draw) -> Explorer:
+    return Explorer(controls or (LAYERS, MODE), frame, draw, caption, (6, 2))
+
+
+def picture(made: Explorer) -> bytes:
+    return base64.b64decode(made._repr_mimebundle_()["image/png"])
+
+
+# --- moving -------------------------------------------------------------------------------------
+
+
+def test_every_position_has_its_picture_and_caption() -> None:
+    made = explorer()
+    positions = list(made.positions())
+    assert len(positions) == 8
+    seen = set()
+    for position in positions:
+        made.move(**position)
+        assert made.values == position
+        assert made.caption == f"{position['layers']} MiB of <memory>"
+        assert picture(made).startswith(b"\x89PNG")
+        seen.add(picture(made))
+    assert len(seen) == 8
+
+
+def test_too_many_combinations_are_swept_one_control_at_a_time() -> None:
+    wide = [Control(name, name, name, tuple(range(30)), 3) for name in "abc"]
+    made = Explorer(wide, lambda a, b, c: {Role.INPUT: a + b + c}, draw, caption, (6, 2))
+    positions = list(made.positions())
+    assert len(positions) == 90
+    assert {"a": 3, "b": 29, "c": 3} in positions
+
+
+def test_moving_redraws_once_and_only_to_where_a_slider_can_be() -> None:
+    frames = []
+    made = explorer(frame=lambda **values: frames.append(values) or frame(**values))
+    frames.clear()
+    made.move(layers=8, mode="checkpoint")
+    assert frames == [{"layers": 8, "mode": "checkpoint"}]
+    with pytest.raises(ValueError, match="layers has no position 3"):
+        made.move(layers=3)
+    with pytest.raises(TypeError, match="no slider depth"):
+        made.move(depth=3)
+    assert made.values == {"layers": 8, "mode": "checkpoint"}
+
+
+def test_the_browser_moves_a_slider_by_its_index() -> None:
+    made = explorer()
+    made._sliders["layers"].set_state({"index": 3})
+    assert made.values["layers"] == 8
+    assert made.caption.startswith("8 MiB")
+    assert "8 MiB" in made._shown.value
+
+
+def test_a_start_that_is_no_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="start 3"):
+        Control("layers", "层数", "layers", (1, 2), 3)
+
+
+def test_errors_come_out_and_the_next_position_works_again() -> None:
+    def failing(layers: int) -> dict[Role, int]:
+        if layers == 8:
+            raise RuntimeError("no <room>")
+        return frame(layers)
+
+    with pytest.raises(RuntimeError, match="no <room>"):
+        explorer(Control("layers", "层数", "layers", (1, 8), 8), frame=failing)
+    made = explorer(LAYERS, frame=failing)
+    with pytest.raises(RuntimeError, match="no <room>"):
+        made.move(layers=8)
+    assert "RuntimeError: no &lt;room&gt;" in made._shown.value
+    made.move(layers=2)
+    assert "RuntimeError" not in made._shown.value
+    with pytest.raises(RuntimeError):
+        made._sliders["layers"].index = 3
+
+
+def test_a_thousand_moves_do_not_grow_memory(capfd) -> None:
+    made = explorer()
+    choices = list(made.positions())
+    generator = random.Random(0)
+    process = psutil.Process()
+
+    def move(times: int) -> int:
+        for _ in range(times):
+            made.move(**generator.choice(choices))
+        gc.collect()
+        return process.memory_info().rss
+
+    before = move(200)
+    widgets = len(ipywidgets.widgets.widget._instances)
+    assert move(1000) - before < 10 * 2**20
+    assert len(ipywidgets.widgets.widget._instances) == widgets
+    assert capfd.readouterr() == ("", "")
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def test_everything_follows_the_language() -> None:
+    def layers(value: int) -> str:
+        return language.text(zh=f"{value} 层", en=f"{value} layers")
+
+    made = explorer(Control("layers", "层数", "layers", (1, 2, 4, 8), 4, layers))
+    slider = made._sliders["layers"]
+    assert (slider.description, slider.label) == ("layers", "4 layers")
+    english = picture(made)
+    made.move(layers=8)
+    language.choose("zh")
+    assert (slider.description, slider.label) == ("层数", "8 层")
+    assert made.values == {"layers": 8}
+    assert made.caption == "共 8 MiB <内存>"
+    made.move(layers=4)
+    assert picture(made) != english
+    language.choose("both")
+    assert slider.description == "层数 · layers"
+    language.choose("en")
+    assert picture(made) == english
+
+
+def test_descriptions_are_never_cut_off() -> None:
+    slider = explorer()._sliders["layers"]
+    assert slider.style.description_width == "initial"
+    assert slider.layout.width == "100%"
+
+
+def test_the_caption_is_the_alternative_text_and_holds_both_languages() -> None:
+    page = explorer()._shown.value
+    assert 'alt="4 MiB of &lt;memory&gt;"' in page
+    assert '<div lang="zh">共 4 MiB &lt;内存&gt;</div>' in page
+    assert '<div lang="en">4 MiB of &lt;memory&gt;</div>' in page
+
+
+def test_a_picture_without_sliders_follows_too() -> None:
+    shown = show(draw, {Role.INPUT: 3}, ("三", "three"), (6, 2))
+    assert (shown.caption, len(shown.children)) == ("three", 1)
+    english = picture(shown)
+    language.choose("zh")
+    assert shown.caption == "三"
+    assert picture(shown) != english
+
+
+def test_a_closed_explorer_no_longer_listens() -> None:
+    listeners = len(language._listeners)
+    made = explorer()
+    assert len(language._listeners) == listeners + 1
+    made.close()
+    assert len(language._listeners) == listeners
+    made.close()
+
+
+def test_listening_keeps_no_explorer_alive() -> None:
+    listeners = len(language._listeners)
+    made = explorer()
+    reference = weakref.ref(made)
+    ipywidgets.Widget.close_all()  # which lets go of it without asking it
+    del made
+    gc.collect()
+    assert reference() is None
+    assert len(language._listeners) == listeners
+
+
+def test_a_cell_that_is_run_again_closes_what_it_made_before(monkeypatch) -> None:
+    run = [("cell-1", 5)]
+    monkeypatch.setattr(explorers, "_running_cell", lambda: run[0])
+    first, second = explorer(), explorer()
+    run[0] = ("cell-2", 6)
+    other = explorer()
+    run[0] = ("cell-1", 7)
+    third = explorer()
+    alive = ipywidgets.widgets.widget._instances.values()
+    assert [made in alive for made in (first, second, other, third)] == [False, False, True, True]
+
+
+# --- where nothing runs -------------------------------------------------------------------------
+
+
+def test_the_mimebundle_has_a_view_a_picture_and_one_line() -> None:
+    bundle = explorer()._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["text/plain"] == "4 MiB of <memory>"
+    assert picture(explorer()) == picture(explorer())
+
+
+SOURCE = """
+from course_lib.explorers import Control, Explorer, progress
+from course_lib.figures import draw_bars
+from course_lib.recorder import Role
+
+done = [n for n in progress(range(3), zh="正在测量", en="measuring")]
+Explorer([Control("n", "层数", "layers", (1, 2), 2)], lambda n: {Role.INPUT: n},
+         lambda figure, data: draw_bars(figure, [("x", data)], title="x"),
+         lambda data: ("图", "the caption"))
+"""
+
+
+def executed(source: str) -> nbformat.NotebookNode:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(COURSE)}}
+    ).execute()
+    return notebook
+
+
+def test_stored_notebooks_show_the_picture_and_nothing_of_the_progress(tmp_path) -> None:
+    notebook = executed(SOURCE)
+    notebook.metadata.pop("widgets", None)
+    bar, shown = notebook.cells[0].outputs
+    assert bar.data["text/plain"] == ""
+    assert shown.data["text/plain"] == "the caption"
+    encoded = "".join(shown.data["image/png"].split())
+    for kept in (True, False):  # with the widget's view, as JupyterLab saves it, and without
+        if not kept:
+            for output in (bar, shown):
+                del output.data["application/vnd.jupyter.widget-view+json"]
+        nbformat.validate(notebook)
+        page, _ = HTMLExporter().from_notebook_node(notebook)
+        assert encoded in page.replace("\n", ""), f"widget view kept: {kept}"
+        assert "IntProgress" not in page
+    path = tmp_path / "stored.ipynb"
+    nbformat.write(notebook, path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--nbval", "-p", "no:cacheprovider", str(path)],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(COURSE), "COURSE_LANG": "en"}
+
+
+def test_a_broken_position_fails_the_cell() -> None:
+    from nbclient.exceptions import CellExecutionError
+
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        executed(SOURCE.replace("{Role.INPUT: n}", "{Role.INPUT: 1 // (n - 2)}"))
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+class Shell:
+    """As much of IPython's as the bar needs."""
+
+    kernel = object()
+
+    def __init__(self):
+        self.callbacks = []
+        self.events = SimpleNamespace(
+            register=lambda _, callback: self.callbacks.append(callback),
+            unregister=lambda _, callback: self.callbacks.remove(callback),
+        )
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    made = Shell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: made)
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: None)
+    return made
+
+
+def bars() -> list[ipywidgets.IntProgress]:
+    alive = ipywidgets.widgets.widget._instances.values()
+    return [widget for widget in alive if isinstance(widget, ipywidgets.IntProgress)]
+
+
+def test_progress_without_a_notebook_just_goes_through(capfd) -> None:
+    assert list(progress(iter("abc"), zh="量", en="measuring")) == ["a", "b", "c"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_bar_is_gone_at_the_end(shell: Shell) -> None:
+    items = progress(range(3), zh="量", en="measuring")
+    next(items)
+    (bar,) = bars()
+    assert (bar.description, bar.max) == ("measuring", 3)
+    assert list(items) == [1, 2]
+    assert not bars()
+    assert not shell.callbacks
+
+
+def test_an_interrupt_leaves_no_bar_and_what_was_done(shell: Shell) -> None:
+    done = []
+    items = progress(range(9), zh="量", en="measuring")
+    with pytest.raises(KeyboardInterrupt):
+        for item in items:  # held by `items`, as a traceback would hold it
+            if item == 3:
+                raise KeyboardInterrupt
+            done.append(item)
+    assert done == [0, 1, 2]
+    assert len(bars()) == 1
+    for callback in list(shell.callbacks):  # what IPython does when the cell has ended
+        callback()
+    assert not bars()
+    items.close()
+    assert not shell.callbacks
+
+
+def test_importing_the_library_loads_no_widgets() -> None:
+    code = (
+        "import sys, json, course_lib, course_lib.memory, course_lib.figures\n"
+        "print(json.dumps([m for m in ('ipywidgets', 'matplotlib.pyplot') if m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=COURSE, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == []
