@@ -1,0 +1,686 @@
+"""Lesson 02's checkers: right answers pass however they are written, wrong ones hear why."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+from course_lib import exercises_recompute as exercises
+from course_lib import recompute
+from course_lib.recompute import Repeatable, Rerun, rerun_alike
+
+RIGHT, WRONG = {}, {}
+
+
+def right(check):
+    """Enter an answer that has to pass ``check``."""
+
+    def enter(answer):
+        RIGHT[check.__name__, answer.__name__] = (check, answer)
+        return answer
+
+    return enter
+
+
+def wrong(check, zh, en):
+    """Enter an answer that has to fail ``check`` with a message that holds ``zh`` and ``en``."""
+
+    def enter(answer):
+        WRONG[check.__name__, answer.__name__] = (check, answer, zh, en)
+        return answer
+
+    return enter
+
+
+# --- 1. by hand ---------------------------------------------------------------------------------
+
+by_hand = exercises.check_by_hand
+right(by_hand)(recompute.step_by_hand)
+
+
+@right(by_hand)
+def runs_body_with_a_graph_and_drops_it(body, head, x):
+    middle = body(x).detach().requires_grad_()
+    loss = head(middle)
+    loss.backward()
+    torch.autograd.backward([body(x)], [middle.grad])
+    return loss.detach()
+
+
+@right(by_hand)
+def asks_for_gradients_and_adds_them_itself(body, head, x):
+    with torch.no_grad():
+        middle = body(x)
+    middle.requires_grad_()
+    loss = head(middle)
+    parameters = list(head.parameters())
+    gradient, *others = torch.autograd.grad(loss, [middle, *parameters])
+    leaves = [*body.parameters(), *([x] if x.requires_grad else [])]
+    others += torch.autograd.grad(body(x), leaves, gradient)
+    for leaf, grad in zip([*parameters, *leaves], others, strict=True):
+        leaf.grad = grad if leaf.grad is None else leaf.grad + grad
+    return loss.detach()
+
+
+@wrong(by_hand, "只运行了 1 次，应为 2 次", "ran 1 time in all, expected 2")
+def keeps_everything(body, head, x):
+    loss = head(body(x))
+    loss.backward()
+    return loss.detach()
+
+
+@wrong(by_hand, "x 没有得到梯度", "x got no gradient")
+def forgets_the_second_run(body, head, x):
+    loss = head(body(x).detach())
+    loss.backward()
+    return loss.detach()
+
+
+@wrong(by_hand, "x 的梯度与普通反向传播不同", "the gradient of x differs from plain backward's")
+def forgets_the_gradient_of_the_middle(body, head, x):
+    with torch.no_grad():
+        middle = body(x)
+    middle.requires_grad_()
+    loss = head(middle)
+    loss.backward()
+    body(x).sum().backward()
+    return loss.detach()
+
+
+@wrong(by_hand, "没有人要过那个梯度", "nobody asked for it")
+def forgets_that_the_middle_needs_a_gradient(body, head, x):
+    with torch.no_grad():
+        middle = body(x)
+    loss = head(middle)
+    loss.backward()
+    body(x).backward(middle.grad)
+    return loss.detach()
+
+
+@wrong(by_hand, "weight 的梯度正好是应有的 2 倍", "head.block.0.weight is exactly twice")
+def doubles_the_gradients_of_the_head(body, head, x):
+    with torch.no_grad():
+        loss = head(body(x))
+    middle = body(x)
+    gradient_of = middle.detach().requires_grad_()
+    head(gradient_of).backward()
+    head(gradient_of.detach()).backward()
+    middle.backward(gradient_of.grad)
+    return loss
+
+
+@wrong(by_hand, "head 运行了 2 次", "head ran 2 times")
+def runs_the_head_again(body, head, x):
+    with torch.no_grad():
+        head(body(x))
+    loss = head(body(x))
+    loss.backward()
+    return loss.detach()
+
+
+@wrong(by_hand, "峰值是", "the peak is")
+def keeps_the_graph_of_the_first_run(body, head, x):
+    first = body(x)
+    middle = first.detach().requires_grad_()
+    loss = head(middle)
+    loss.backward()
+    body(x).backward(middle.grad)
+    return loss.detach()
+
+
+@wrong(by_hand, "返回的损失还带着计算图", "the loss you return still has its graph")
+def returns_the_loss_with_its_graph(body, head, x):
+    with torch.no_grad():
+        middle = body(x)
+    middle.requires_grad_()
+    loss = head(middle)
+    loss.backward()
+    body(x).backward(middle.grad)
+    return loss
+
+
+@wrong(by_hand, "不能盖掉旧的", "not put in its place")
+def overwrites_gradients(body, head, x):
+    for leaf in (x, *body.parameters(), *head.parameters()):
+        leaf.grad = None
+    return recompute.step_by_hand(body, head, x)
+
+
+# --- 2. autograd function -----------------------------------------------------------------------
+
+function_check = exercises.check_function
+RIGHT["check_function", "reference"] = (function_check, Rerun.apply)
+
+
+@right(function_check)
+def torchs_own_reentrant(function, *inputs):
+    return torch_checkpoint(function, *inputs, use_reentrant=True)
+
+
+@right(function_check)
+def returns_the_parameters_gradients_too(function, *inputs):
+    class WithParameters(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, function, count, *tensors):
+            ctx.function, ctx.count = function, count
+            ctx.save_for_backward(*tensors)
+            return function(*tensors[:count])
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            wanted = [t.requires_grad for t in ctx.saved_tensors]
+            leaves = [
+                t.detach().requires_grad_(w) if i < ctx.count else t
+                for i, (t, w) in enumerate(zip(ctx.saved_tensors, wanted, strict=True))
+            ]
+            with torch.enable_grad():
+                outputs = ctx.function(*leaves[: ctx.count])
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            found = iter(torch.autograd.grad(
+                outputs, [t for t, w in zip(leaves, wanted, strict=True) if w], gradients
+            ))  # fmt: skip
+            return None, None, *(next(found) if w else None for w in wanted)
+
+    return WithParameters.apply(function, len(inputs), *inputs, *function.parameters())
+
+
+def autograd_function(forward, backward):
+    """``Rerun`` with another forward or backward."""
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type("Mine", (torch.autograd.Function,), methods).apply
+
+
+@wrong(function_check, "只运行了 1 次，应为 2 次", "ran 1 time in all, expected 2")
+def just_calls_it(function, *inputs):
+    return function(*inputs)
+
+
+def backward_on_the_old_graph(ctx, *gradients):
+    inputs = ctx.saved_tensors
+    for x in inputs:
+        x.retain_grad()
+    with torch.enable_grad():
+        output = ctx.function(*inputs)
+    torch.autograd.backward(output, *gradients)
+    return None, *(x.grad for x in inputs)
+
+
+@wrong(function_check, "先 x.detach()", "x.detach() first")
+def forgets_detach(function, *inputs):
+    return autograd_function(Rerun.forward, backward_on_the_old_graph)(function, *inputs)
+
+
+def backward_without_grad_mode(ctx, *gradients):
+    inputs = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
+    torch.autograd.backward(ctx.function(*inputs), *gradients)
+    return None, *(x.grad for x in inputs)
+
+
+@wrong(function_check, "用 torch.enable_grad()", "use torch.enable_grad()")
+def forgets_enable_grad(function, *inputs):
+    return autograd_function(Rerun.forward, backward_without_grad_mode)(function, *inputs)
+
+
+def backward_for_inputs_alone(ctx, *gradients):
+    inputs = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
+    with torch.enable_grad():
+        output = ctx.function(*inputs)
+    return None, *torch.autograd.grad(output, inputs, gradients)
+
+
+@wrong(function_check, "参数 0.weight 没有得到梯度", "parameter 0.weight got no gradient")
+def forgets_the_parameters(function, *inputs):
+    return autograd_function(Rerun.forward, backward_for_inputs_alone)(function, *inputs)
+
+
+def backward_with_ones(ctx, *gradients):
+    return Rerun.backward(ctx, *map(torch.ones_like, gradients))
+
+
+@wrong(function_check, "x 的梯度与普通反向传播不同", "the gradient of x differs")
+def forgets_the_incoming_gradient(function, *inputs):
+    return autograd_function(Rerun.forward, backward_with_ones)(function, *inputs)
+
+
+def backward_twice(ctx, *gradients):
+    first = Rerun.backward(ctx, *gradients)
+    return tuple(g if g is None else 2 * g for g in first)
+
+
+@wrong(function_check, "x 的梯度", "the gradient of x")
+def doubles_the_input_gradient(function, *inputs):
+    return autograd_function(Rerun.forward, backward_twice)(function, *inputs)
+
+
+def forward_that_holds_the_output(ctx, function, *inputs):
+    output = Rerun.forward(ctx, function, *inputs)
+    ctx.output = output.clone() if isinstance(output, torch.Tensor) else output
+    return output
+
+
+@wrong(function_check, "谁还拿着它", "who still holds it")
+def keeps_the_output_alive(function, *inputs):
+    return autograd_function(forward_that_holds_the_output, Rerun.backward)(function, *inputs)
+
+
+def forward_with_a_graph(ctx, function, *inputs):
+    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    with torch.enable_grad():
+        ctx.graph = function(*leaves)
+    ctx.function = function
+    ctx.save_for_backward(*inputs)
+    return (
+        ctx.graph.detach()
+        if isinstance(ctx.graph, torch.Tensor)
+        else tuple(output.detach() for output in ctx.graph)
+    )
+
+
+@wrong(function_check, "字节，应不超过", "bytes are kept when the forward pass ends")
+def keeps_the_graph_and_runs_again(function, *inputs):
+    return autograd_function(forward_with_a_graph, Rerun.backward)(function, *inputs)
+
+
+def backward_for_one_output(ctx, *gradients):
+    inputs = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
+    with torch.enable_grad():
+        outputs = ctx.function(*inputs)
+    first = outputs[0] if isinstance(outputs, tuple) else outputs
+    first.backward(gradients[0])
+    return None, *(x.grad for x in inputs)
+
+
+@wrong(function_check, "两个输入、两个输出", "two inputs and two outputs")
+def forgets_the_second_output(function, *inputs):
+    return autograd_function(Rerun.forward, backward_for_one_output)(function, *inputs)
+
+
+@wrong(function_check, "输出没有 grad_fn", "the output has no grad_fn")
+def never_comes_back(function, *inputs):
+    with torch.no_grad():
+        return function(*inputs)
+
+
+@wrong(function_check, "总共运行了 3 次，应为 2 次", "ran 3 times in all, expected 2")
+def runs_it_once_too_often(function, *inputs):
+    def backward(ctx, *gradients):
+        ctx.function(*ctx.saved_tensors)
+        return Rerun.backward(ctx, *gradients)
+
+    return autograd_function(Rerun.forward, backward)(function, *inputs)
+
+
+# --- 3. random state ----------------------------------------------------------------------------
+
+random_check = exercises.check_random_state
+right(random_check)(rerun_alike)
+
+
+@right(random_check)
+def torchs_reentrant_with_state(function, *inputs):
+    return torch_checkpoint(function, *inputs, use_reentrant=True)
+
+
+@right(random_check)
+def sets_the_state_back_itself(function, *inputs):
+    before = torch.get_rng_state()
+    cast = torch.is_autocast_enabled("cpu")
+    runs = []
+
+    def again(*inputs):
+        runs.append(None)
+        if len(runs) == 1:
+            return function(*inputs)
+        now = torch.get_rng_state()
+        torch.set_rng_state(before)
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                return function(*inputs)
+        finally:
+            torch.set_rng_state(now)
+
+    return Rerun.apply(again, *inputs)
+
+
+@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew other random numbers")
+def forgets_the_random_state(function, *inputs):
+    return Rerun.apply(function, *inputs)
+
+
+class RemembersTooLate(Repeatable):
+    def __call__(self, *inputs):
+        if self.random_states is None:
+            output = self.function(*inputs)
+            self._remember(inputs)
+            return output
+        return super().__call__(*inputs)
+
+
+@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew other random numbers")
+def saves_the_state_after_the_first_run(function, *inputs):
+    return Rerun.apply(RemembersTooLate(function), *inputs)
+
+
+@wrong(random_check, "这一步之后的随机数状态", "the random state after the step")
+def never_puts_the_state_back(function, *inputs):
+    before, runs = torch.get_rng_state(), []
+
+    def again(*inputs):
+        runs.append(None)
+        if len(runs) > 1:
+            torch.set_rng_state(before)
+        return function(*inputs)
+
+    return Rerun.apply(again, *inputs)
+
+
+@wrong(random_check, "前向传播的输出就不一样", "already the output of the forward pass differs")
+def seeds_both_runs(function, *inputs):
+    def seeded(*inputs):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            return function(*inputs)
+
+    return Rerun.apply(seeded, *inputs)
+
+
+@wrong(random_check, "重算时 autocast 是关着的", "The second run was not under autocast")
+def forgets_autocast(function, *inputs):
+    before, runs = torch.get_rng_state(), []
+
+    def again(*inputs):
+        runs.append(None)
+        if len(runs) == 1:
+            return function(*inputs)
+        with torch.random.fork_rng([]):
+            torch.set_rng_state(before)
+            return function(*inputs)
+
+    return Rerun.apply(again, *inputs)
+
+
+@wrong(random_check, "总共只运行了 1 次", "ran 1 time in all")
+def avoids_the_question(function, *inputs):
+    return function(*inputs)
+
+
+@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew other random numbers")
+def switches_dropout_off_in_the_second_run(function, *inputs):
+    modules = list(function.children()) if isinstance(function, nn.Module) else []
+    runs = []
+
+    def again(*inputs):
+        runs.append(None)
+        with contextlib.ExitStack() as stack:
+            for module in modules if len(runs) > 1 else []:
+                module.training = False
+                stack.callback(setattr, module, "training", True)
+            return function(*inputs)
+
+    return Rerun.apply(again, *inputs)
+
+
+# --- 4. chain -----------------------------------------------------------------------------------
+
+chain_check = exercises.check_chain
+right(chain_check)(recompute.chain)
+
+
+@right(chain_check)
+def longest_segments_first(layers, segments, x, checkpoint):
+    rest = list(layers)
+    for left in range(segments, 0, -1):
+        size = -(-len(rest) // left)
+        part, rest = rest[:size], rest[size:]
+        x = checkpoint(functools.partial(functools.reduce, lambda value, f: f(value), part), x)
+    return x
+
+
+@right(chain_check)
+def calls_itself(layers, segments, x, checkpoint):
+    if segments == 0:
+        return x
+    cut = len(layers) // segments
+    x = checkpoint(lambda t, part=layers[:cut]: nn.Sequential(*part)(t), x)
+    return calls_itself(layers[cut:], segments - 1, x, checkpoint)
+
+
+@wrong(chain_check, "从第 4 层起没有检查点", "From layer 4 on")
+def leaves_the_last_segment_out(layers, segments, x, checkpoint):
+    cuts = [len(layers) * i // segments for i in range(segments + 1)]
+    for begin, end in itertools.pairwise(cuts[:-1]):
+        x = checkpoint(nn.Sequential(*layers[begin:end]), x)
+    return nn.Sequential(*layers[cuts[-2] :])(x)
+
+
+@wrong(chain_check, "读到的是最后一段的", "finds those of the last segment")
+def binds_late(layers, segments, x, checkpoint):
+    cuts = [len(layers) * i // segments for i in range(segments + 1)]
+    for i in range(segments):
+        x = checkpoint(lambda t: nn.Sequential(*layers[cuts[i] : cuts[i + 1]])(t), x)  # noqa: B023
+    return x
+
+
+@wrong(chain_check, "前向传播的输出就不一样", "already the output of the forward pass differs")
+def drops_the_remainder(layers, segments, x, checkpoint):
+    size = len(layers) // segments
+    for i in range(segments):
+        x = checkpoint(nn.Sequential(*layers[i * size : (i + 1) * size]), x)
+    return x
+
+
+@wrong(chain_check, "10 层分 4 段：峰值", "10 layers in 4 segments: the peak is")
+def puts_the_remainder_into_the_last_segment(layers, segments, x, checkpoint):
+    size = len(layers) // segments
+    for i in range(segments):
+        end = (i + 1) * size if i < segments - 1 else len(layers)
+        x = checkpoint(nn.Sequential(*layers[i * size : end]), x)
+    return x
+
+
+@wrong(chain_check, "字节，应不超过", "expected at most")
+def checkpoints_every_layer(layers, segments, x, checkpoint):
+    for layer in layers:
+        x = checkpoint(layer, x)
+    return x
+
+
+@wrong(chain_check, "字节，应不超过", "expected at most")
+def checkpoints_everything_at_once(layers, segments, x, checkpoint):
+    return checkpoint(nn.Sequential(*layers), x)
+
+
+@wrong(chain_check, "应当每层 2 次", "each should run 2 times")
+def nests_the_segments(layers, segments, x, checkpoint):
+    if segments == 1:
+        return checkpoint(nn.Sequential(*layers), x)
+    cut = len(layers) // segments
+    rest = functools.partial(nests_the_segments, layers[cut:], segments - 1, checkpoint=checkpoint)
+    return checkpoint(lambda t: rest(x=nn.Sequential(*layers[:cut])(t)), x)
+
+
+held = []
+
+
+@wrong(chain_check, "保存了", "bytes are kept")
+def keeps_every_value_in_a_list(layers, segments, x, checkpoint):
+    cuts = [len(layers) * i // segments for i in range(segments + 1)]
+    held.clear()
+    for begin, end in itertools.pairwise(cuts):
+        x = checkpoint(nn.Sequential(*layers[begin:end]), x)
+        held.append(x.detach().clone())
+    return x
+
+
+# --- 5. hooks -----------------------------------------------------------------------------------
+
+hooks_check = exercises.check_hooks
+right(hooks_check)(recompute.checkpoint)
+
+
+@right(hooks_check)
+def torchs_own(function, *inputs):
+    return torch_checkpoint(function, *inputs, use_reentrant=False)
+
+
+def by_closures(
+    function, inputs, *, grad=True, early_stop=True, detach=True, once=True, alike=True, extra=None
+):
+    """Stage 5 as closures, and each way to get it wrong."""
+    function = Repeatable(function) if alike else function
+    counted, again = [], {}
+
+    class Enough(Exception):
+        pass
+
+    def recompute_all():
+        again.clear()
+
+        def keep(tensor):
+            again[len(again)] = kept = tensor.detach() if detach else tensor
+            if early_stop and len(again) == len(counted):
+                raise Enough
+            return kept
+
+        with (
+            torch.set_grad_enabled(grad),
+            saved_tensors_hooks(keep, lambda t: t),
+            contextlib.suppress(Enough),
+        ):
+            function(*inputs)
+
+    def pack(tensor):
+        counted.append(None)
+        return len(counted) - 1
+
+    def unpack(number):
+        if number not in again or not once:
+            recompute_all()
+        return again.pop(number)
+
+    with saved_tensors_hooks(pack, unpack):
+        output = function(*inputs)
+    if extra is not None:
+        extra.append(output)
+    return output
+
+
+@right(hooks_check)
+def closures(function, *inputs):
+    return by_closures(function, inputs)
+
+
+@wrong(hooks_check, "所有保存过的张量都有了之后", "when all saved tensors are there again")
+def no_early_stop(function, *inputs):
+    return by_closures(function, inputs, early_stop=False)
+
+
+@wrong(hooks_check, "KeyError", "KeyError")
+def recomputes_without_grad_mode(function, *inputs):
+    return by_closures(function, inputs, grad=False)
+
+
+@wrong(hooks_check, "次，应为 2 次：每次运行都是时间", "times in all, expected 2")
+def recomputes_for_each_tensor(function, *inputs):
+    return by_closures(function, inputs, once=False)
+
+
+@wrong(hooks_check, "第二次运行抽到了别的随机数", "The second run drew other random numbers")
+def hooks_without_random_state(function, *inputs):
+    return by_closures(function, inputs, alike=False)
+
+
+@wrong(hooks_check, "谁还拿着它", "who still holds it")
+def hooks_that_hold_the_output(function, *inputs):
+    outputs.clear()
+    return by_closures(function, inputs, extra=outputs)
+
+
+outputs = []
+
+
+@wrong(hooks_check, "没有任何输入要梯度", "no input requires a gradient")
+def an_autograd_function_again(function, *inputs):
+    return rerun_alike(function, *inputs)
+
+
+@wrong(hooks_check, "x 没有得到梯度", "input x got no gradient")
+def detaches_the_inputs_in_forward(function, *inputs):
+    return by_closures(function, [x.detach() for x in inputs])
+
+
+@wrong(hooks_check, "只运行了 1 次，应为 2 次", "ran 1 time in all, expected 2")
+def hooks_that_keep(function, *inputs):
+    with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        return function(*inputs)
+
+
+# --- the tests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT.values(), ids=map("-".join, RIGHT))
+def test_a_right_answer_passes_however_it_is_written(check, answer):
+    verdict = check(answer)
+    assert verdict.passed, str(verdict)
+    assert "逐位相同" in verdict.zh
+    assert "bit for bit" in verdict.en
+
+
+@pytest.mark.parametrize(("check", "answer", "zh", "en"), WRONG.values(), ids=map("-".join, WRONG))
+def test_a_wrong_answer_hears_what_is_wrong(check, answer, zh, en):
+    verdict = check(answer)
+    assert verdict.state == "wrong"
+    assert zh in verdict.zh, verdict.zh
+    assert en in verdict.en, verdict.en
+
+
+CHECKS = [by_hand, function_check, random_check, chain_check, hooks_check]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+class TestEveryStage:
+    def test_a_stub_is_unfinished(self, check):
+        assert check(lambda *arguments: None).state == "unfinished"
+
+    def test_an_error_is_reported_as_the_answers_own(self, check):
+        def broken(*arguments):
+            raise ZeroDivisionError("my own fault")
+
+        verdict = check(broken)
+        assert verdict.state == "wrong"
+        assert "ZeroDivisionError: my own fault" in verdict.en
+
+    def test_something_else_than_a_tensor(self, check):
+        verdict = check(lambda *arguments: "a string")
+        assert verdict.state == "wrong"
+        assert "str" in verdict.zh and "not str" in verdict.en
+
+    def test_random_state_is_left_alone(self, check):
+        before = torch.get_rng_state()
+        check(lambda *arguments: None)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_enough_answers_are_tried(self, check):
+        assert sum(name == check.__name__ for name, _ in WRONG) >= 5
+        assert sum(name == check.__name__ for name, _ in RIGHT) >= 2
+
+    def test_a_verdict_says_the_same_each_time(self, check):
+        answer = next(answer for name, (_, answer) in
+                      ((key[0], value) for key, value in RIGHT.items())
+                      if name == check.__name__)  # fmt: skip
+        assert check(answer) == check(answer)
+
+
+def test_the_learners_function_is_used_once_it_is_right(capsys):
+    reference = recompute.chain
+    chosen = exercises.yours_or_reference(longest_segments_first, chain_check, reference)
+    assert chosen is longest_segments_first
+    for answer in (lambda *arguments: None, drops_the_remainder):
+        assert exercises.yours_or_reference(answer, chain_check, reference) is reference
