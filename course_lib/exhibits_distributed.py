@@ -1,0 +1,282 @@
+"""The museum's annexe: exhibits that need two processes, run as two processes.
+
+Each exhibit's code defines ``model``, wrapped in ``DistributedDataParallel``, and ``step()``; ``x``
+is another random batch in each process. All codes go to one pair of processes, one after the
+other, because starting them takes longer than all the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .exhibits import EXHIBITS
+from .language import Table, text
+
+SECONDS = 90  # for both processes together; they take about five
+
+WORKER = """\
+import datetime, json, os, sys, warnings
+
+rank, meeting_point, codes = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.checkpoint import checkpoint
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+dist.init_process_group(
+    "gloo", init_method=meeting_point, rank=rank, world_size=2,
+    timeout=datetime.timedelta(seconds=30),
+)
+for code in codes:
+    torch.manual_seed(rank)  # another batch in each process; DDP gives both the same weights
+    names = {"torch": torch, "nn": nn, "DDP": DDP, "checkpoint": checkpoint}
+    names["x"] = torch.randn(2, 4)
+    report = {"error": None, "gradients": None}
+    try:
+        exec(code, names)
+        names["step"]()
+        parameters = [p for p in names["model"].parameters() if p.grad is not None]
+        report["gradients"] = [p.grad.flatten().tolist() for p in parameters]
+    except Exception as error:
+        report["error"] = f"{type(error).__name__}: {error}"
+    print(json.dumps(report), flush=True)
+dist.destroy_process_group()
+"""
+
+
+@dataclass(frozen=True)
+class DistributedExhibit:
+    """A trap that takes two processes to show; the fields are those of ``Exhibit``."""
+
+    row: int
+    name: str
+    title: tuple[str, str]
+    code: str
+    cure: str
+    loudness: str
+    why: tuple[str, str]
+    remedy: tuple[str, str]
+    issues: tuple[str, ...] = ()
+    quoted: str | None = None
+
+
+@dataclass(frozen=True)
+class TwoRanks:
+    """What one code did in both processes.
+
+    ``error``: of the first process that raised. ``apart``: the largest difference between the
+    gradients that the two hold after the step; 0 is what DDP promises.
+    """
+
+    error: str | None
+    apart: float | None
+
+    @property
+    def healthy(self) -> bool:
+        """No error, and the same gradients in both."""
+        return self.error is None and self.apart == 0
+
+
+def two_processes(codes: Iterable[str]) -> list[TwoRanks]:
+    """Run each code in two processes that are joined by gloo; they end before this returns.
+
+    The processes meet through a file, not a port, and talk over the loopback interface. Raises
+    ``RuntimeError`` if one of them dies or both take longer than ``SECONDS``.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        script = Path(folder, "worker.py")
+        script.write_text(WORKER, encoding="utf-8")
+        meeting_point = Path(folder, "meeting-point").as_uri()
+        arguments = [sys.executable, str(script)]
+        payload = json.dumps(list(codes))
+        with _started(
+            [[*arguments, str(rank), meeting_point, payload] for rank in range(2)]
+        ) as processes:
+            reports = [_reports(process) for process in processes]
+    return [_together(mine, other) for mine, other in zip(*reports, strict=True)]
+
+
+@contextlib.contextmanager
+def _started(commands: list[list[str]]) -> Iterator[list[subprocess.Popen]]:
+    """The commands, running; none is left when the body ends, however it ends."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99"}
+    if sys.platform in ("linux", "darwin"):
+        environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+    processes: list[subprocess.Popen] = []
+    try:
+        for command in commands:
+            processes.append(
+                subprocess.Popen(
+                    command, env=environment, text=True, encoding="utf-8",
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )
+            )  # fmt: skip
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()  # reaps it and closes its pipes
+
+
+def _reports(process: subprocess.Popen) -> list[dict]:
+    try:
+        output, complaints = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            text(
+                zh=f"两个进程 {SECONDS} 秒还没有结束，已经停掉。",
+                en=f"The two processes did not end within {SECONDS} seconds and were stopped.",
+            )
+        ) from None
+    if process.returncode != 0:
+        last = (complaints.strip().splitlines() or ["?"])[-1]
+        raise RuntimeError(
+            text(
+                zh=f"有一个进程退出了（{process.returncode}）：{last}",
+                en=f"One of the processes died ({process.returncode}): {last}",
+            )
+        )
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def _together(mine: dict, other: dict) -> TwoRanks:
+    error = mine["error"] or other["error"]
+    if error:
+        return TwoRanks(error, None)
+    pairs = [
+        abs(a - b)
+        for left, right in zip(mine["gradients"], other["gradients"], strict=True)
+        for a, b in zip(left, right, strict=True)
+    ]
+    return TwoRanks(None, max(pairs, default=0.0))
+
+
+def annexe() -> Table:
+    """The exhibits of the annexe, run now, before and after the cure."""
+    codes = [code for exhibit in DISTRIBUTED for code in (exhibit.code, exhibit.cure)]
+    found = two_processes(codes)
+    rows = []
+    for i, exhibit in enumerate(DISTRIBUTED):
+        number = len(EXHIBITS) + 1 + i
+        rows.append([number, exhibit.title, _said(found[2 * i]), _said(found[2 * i + 1])])
+    return Table(
+        [("编号", "No."), ("展品", "exhibit"), ("两个进程里", "in two processes"),
+         ("治疗之后", "after the cure")], rows,
+    )  # fmt: skip
+
+
+def _said(found: TwoRanks) -> tuple[str, str]:
+    if found.error:
+        first = found.error.split(". ")[0].split("\n")[0]
+        return f"{first}", f"{first}"
+    if found.apart:
+        return (
+            f"静默：两边的梯度相差 {found.apart:.2g}",
+            f"silent: the gradients differ by {found.apart:.2g}",
+        )
+    return "✓ 两边的梯度相同", "✓ the same gradients in both"
+
+
+DISTRIBUTED: tuple[DistributedExhibit, ...] = (
+    DistributedExhibit(
+        row=17,
+        name="ddp-unused",
+        title=(
+            "DDP 的 find_unused_parameters 与旧实现",
+            "DDP's find_unused_parameters and the old one",
+        ),
+        loudness="error",
+        code="""\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.spare = nn.Linear(4, 4), nn.Linear(4, 4)
+    def forward(self, x):
+        return checkpoint(self.used, x, use_reentrant=True)
+
+model = DDP(Net(), find_unused_parameters=True)
+step = lambda: model(x.requires_grad_()).sum().backward()
+""",
+        cure="""\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.spare = nn.Linear(4, 4), nn.Linear(4, 4)
+    def forward(self, x):
+        return checkpoint(self.used, x, use_reentrant=False)
+
+model = DDP(Net(), find_unused_parameters=True)
+step = lambda: model(x.requires_grad_()).sum().backward()
+""",
+        quoted="Expected to mark a variable ready only once",
+        why=(
+            "DDP 在计算图里找没用到的参数。旧实现的图里没有块里的参数，DDP 当它们没用到，"
+            "先登记一次；"
+            "反向时梯度真的来了，又登记一次。",
+            "DDP searches the graph for unused parameters. The old implementation's graph does not "
+            "show the block's, so DDP ticks them off as unused; then their gradients do arrive, "
+            "and they are ticked off again.",
+        ),
+        remedy=(
+            "use_reentrant=False，或者 static_graph=True。",
+            "use_reentrant=False, or static_graph=True.",
+        ),
+        issues=("pytorch/pytorch#24005",),
+    ),
+    DistributedExhibit(
+        row=18,
+        name="ddp-shared",
+        title=("DDP：同一层做了两次检查点", "DDP: one layer checkpointed twice"),
+        loudness="silent",
+        code="""\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(4, 4)
+    def forward(self, x):
+        x = checkpoint(self.shared, x, use_reentrant=True)
+        return checkpoint(self.shared, x, use_reentrant=True)
+
+model = DDP(Net())
+step = lambda: model(x.requires_grad_()).sum().backward()
+""",
+        cure="""\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(4, 4)
+    def forward(self, x):
+        x = checkpoint(self.shared, x, use_reentrant=False)
+        return checkpoint(self.shared, x, use_reentrant=False)
+
+model = DDP(Net())
+step = lambda: model(x.requires_grad_()).sum().backward()
+""",
+        why=(
+            "DDP 在参数的梯度第一次到齐时就取平均。旧实现里，每个检查点各做一次反向传播，"
+            "第二份梯度是在"
+            "取平均之后才加上去的，两个进程从此各走各的。",
+            "DDP averages a gradient when it first arrives. In the old implementation each "
+            "checkpoint runs a backward pass of its own, so the second part is added after the "
+            "averaging, and from then on the two processes go different ways.",
+        ),
+        remedy=(
+            "use_reentrant=False：一次反向传播，梯度到齐再平均。",
+            "use_reentrant=False: one backward pass, averaged when all has arrived.",
+        ),
+        issues=("pytorch/pytorch#106985", "pytorch/pytorch#109191"),
+    ),
+)

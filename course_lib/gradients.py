@@ -1,0 +1,538 @@
+"""Does a checkpointed step compute the same as the plain one? The tool that finds silent faults.
+
+``same_gradients(plain, checkpointed, x, model=model)`` runs both from one and the same start and
+compares all that a training step leaves behind: outputs, gradients, weights, buffers, and the
+states of the random generators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .language import Bilingual, text
+
+Kind = Literal["error", "output", "gradient", "parameter", "buffer", "random state"]
+
+_KIND_ZH = {
+    "output": "输出", "gradient": "梯度", "parameter": "参数", "buffer": "缓冲区",
+    "random state": "随机数状态",
+}  # fmt: skip
+
+
+class UnequalWork(ValueError):
+    """The two sides cannot be compared: they do not do the same work."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which the checkpointed side departs from the plain one.
+
+    ``kind``, ``name``: such as ``gradient`` of ``0.weight``. ``largest``: the largest absolute
+    difference; ``scale``: the largest absolute value on the plain side; both None where numbers
+    cannot say it (a gradient that is missing, an error). ``zh``, ``en``: the same in words.
+    """
+
+    kind: Kind
+    name: str
+    zh: str
+    en: str
+    largest: float | None = None
+    scale: float | None = None
+
+    @property
+    def short(self) -> tuple[str, str]:
+        """What differs, without numbers: (zh, en)."""
+        return _titled(self.kind, self.name)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What :func:`same_gradients` found; true if there is no difference.
+
+    ``differences``: in the order in which they were looked for: errors, outputs, gradients,
+    parameters, buffers, random states. ``compared``: how many of each were looked at.
+    ``error``: what the checkpointed side raised, if it did: a loud fault, not a silent one.
+    """
+
+    differences: tuple[Difference, ...]
+    compared: dict[str, int]
+    tolerance: float
+    error: Exception | None = None
+
+    def __bool__(self) -> bool:
+        return not self.differences
+
+    @property
+    def first(self) -> Difference | None:
+        """The first difference, None if there is none."""
+        return self.differences[0] if self.differences else None
+
+    @property
+    def zh(self) -> str:
+        """The verdict in Chinese."""
+        if self.first is None:
+            how = f"相对误差不超过 {self.tolerance:g}" if self.tolerance else "逐位相同"
+            counts = "、".join(f"{n} 个{_KIND_ZH[kind]}" for kind, n in self.compared.items() if n)
+            return f"✓ 相同：{counts}，{how}。"
+        rest = "、".join(other.short[0] for other in self.differences[1:5])
+        return f"✗ 不同：{self.first.zh}" + (f"还有：{rest}{self._more('等')}。" if rest else "")
+
+    @property
+    def en(self) -> str:
+        """The verdict in English."""
+        if self.first is None:
+            how = f"agree within {self.tolerance:g}" if self.tolerance else "agree bit for bit"
+            counts = ", ".join(
+                f"{n} {kind}{'s' * (n != 1)}" for kind, n in self.compared.items() if n
+            )
+            return f"✓ The same: {counts} {how}."
+        rest = ", ".join(other.short[1] for other in self.differences[1:5])
+        return f"✗ Different: {self.first.en}" + (
+            f" Also: {rest}{self._more(' and more')}." if rest else ""
+        )
+
+    def _more(self, words: str) -> str:
+        return words if len(self.differences) > 5 else ""
+
+    def __str__(self) -> str:
+        return str(Bilingual(zh=self.zh, en=self.en))
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return Bilingual(zh=self.zh, en=self.en)._repr_mimebundle_()
+
+
+def same_gradients(
+    plain: Callable[..., Any],
+    checkpointed: Callable[..., Any],
+    *inputs: Any,
+    model: nn.Module | tuple[nn.Module, nn.Module] | None = None,
+    tolerance: float = 0.0,
+    seed: int = 0,
+) -> Agreement:
+    """Run ``plain`` and ``checkpointed`` from the same start and compare what they leave behind.
+
+    With ``inputs``, both are called with copies of them, and the backward pass starts here from
+    the output, weighted with fixed random numbers. Without, both are whole steps: functions
+    without arguments that call ``backward()`` themselves; a result is compared if there is one.
+
+    ``model``: the module that holds what both use. It need not be named where both *are* modules;
+    two different ones, or a pair in ``model``, are matched by name, and the second gets the
+    first's values. Each side starts from the same parameters, buffers, inputs, training flags and
+    random states (torch, Python, NumPy; ``seed``), without gradients; afterwards all of these are
+    as they were. ``tolerance``: relative to the largest value of each tensor; 0 asks for equal
+    bits.
+
+    Raises ``UnequalWork`` if the sides have different parameters or output shapes, or if plain
+    yields no gradient to compare with; ``TypeError`` if the model is missing or simulated.
+    """
+    left, right = _sides(model, plain, checkpointed)
+    _check_values_exist(left, inputs)
+    _check_alike(left, right)
+    start = _values(left)
+    flags = {_plain_name(name): module.training for name, module in left.named_modules()}
+    with _restored(left), _restored(right), _random_states_restored():
+        first = _run(plain, left, start, flags, inputs, seed)
+        if model is None and left is not plain:
+            _check_no_parameters(first)
+        second = _run(checkpointed, right, start, flags, inputs, seed)
+    if first.error is None and not any(g is not None for _, g in first.gradients):
+        raise UnequalWork(
+            text(
+                zh="plain 没有产生任何梯度，没有可比的东西：输入或参数里要有需要梯度的，"
+                "完整的一步要自己调用 backward()。",
+                en="plain yields no gradient, so there is nothing to compare: some input or "
+                "parameter must require one, and a whole step must call backward() itself.",
+            )
+        )
+    if second.error is not None or first.error is not None:
+        differences = _compare_errors(first.error, second.error)
+    else:
+        differences = _compare(first, second, tolerance)
+    compared = {
+        "output": len(first.outputs),
+        "gradient": len(first.gradients),
+        "buffer": len(first.buffers),
+        "random state": len(first.random_states),
+    }
+    return Agreement(tuple(differences), compared, tolerance, second.error)
+
+
+# --- one run ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """What one side left behind."""
+
+    error: Exception | None
+    outputs: list[tuple[str, Tensor]]
+    gradients: list[tuple[str, Tensor | None]]
+    parameters: list[tuple[str, Tensor]]
+    buffers: list[tuple[str, Tensor]]
+    random_states: list[tuple[str, Any]]
+    graph: list[Any]
+
+
+def _run(
+    function: Callable[..., Any],
+    model: nn.Module,
+    start: list[Tensor],
+    flags: dict[str, bool],
+    inputs: tuple,
+    seed: int,
+) -> _Run:
+    _load(model, start)
+    for name, module in model.named_modules():
+        module.training = flags.get(_plain_name(name), module.training)
+    for parameter in model.parameters():
+        parameter.grad = None
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed)
+    own = tree_map(_copy, inputs)
+    leaves = [(_input_name(i), t) for i, t in enumerate(_trainable(own))]
+    outputs: list[Tensor] = []
+    error = None
+    try:
+        result = function(*own)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if inputs:
+            _backward(outputs)
+    except Exception as raised:
+        error = raised.with_traceback(None)  # a traceback would keep the graph alive
+    return _Run(
+        error=error,
+        outputs=[(str(i), output.detach().clone()) for i, output in enumerate(outputs)],
+        gradients=[
+            (name, None if leaf.grad is None else leaf.grad.detach().clone())
+            for name, leaf in [*leaves, *model.named_parameters()]
+            if leaf.requires_grad
+        ],
+        parameters=[(name, p.detach().clone()) for name, p in model.named_parameters()],
+        buffers=[(name, b.detach().clone()) for name, b in model.named_buffers()],
+        random_states=_random_states(),
+        graph=[output.grad_fn for output in outputs if output.grad_fn is not None],
+    )
+
+
+def _backward(outputs: list[Tensor]) -> None:
+    """Backward with fixed random weights: a plain sum would hide errors that cancel."""
+    ends = [output for output in outputs if output.requires_grad]
+    if not ends:
+        return  # the gradients stay None, and that is compared
+    weights = []
+    for number, output in enumerate(ends):
+        generator = torch.Generator().manual_seed(number)
+        weights.append(torch.randn(output.shape, generator=generator).to(output))
+    torch.autograd.backward(ends, weights)
+
+
+def _copy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _trainable(inputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def _input_name(number: int) -> str:
+    return "x" if number == 0 else f"x{number}"
+
+
+def _values(model: nn.Module) -> list[Tensor]:
+    return [value.detach().clone() for value in [*model.parameters(), *model.buffers()]]
+
+
+def _load(model: nn.Module, values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for mine, value in zip([*model.parameters(), *model.buffers()], values, strict=True):
+            mine.copy_(value)
+
+
+def _random_states() -> list[tuple[str, Any]]:
+    states: list[tuple[str, Any]] = [("torch", torch.get_rng_state())]
+    if torch.cuda.is_available():
+        states += [(f"cuda:{i}", state) for i, state in enumerate(torch.cuda.get_rng_state_all())]
+    numbers = numpy.random.get_state()
+    return [*states, ("random", random.getstate()), ("numpy", (*numbers[1], *numbers[2:]))]
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Give the model its values, gradients and training flags back."""
+    values, gradients = _values(model), [p.grad for p in model.parameters()]
+    flags = [module.training for module in model.modules()]
+    try:
+        yield
+    finally:
+        _load(model, values)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        for module, training in zip(model.modules(), flags, strict=True):
+            module.training = training
+
+
+@contextlib.contextmanager
+def _random_states_restored() -> Iterator[None]:
+    python, numbers = random.getstate(), numpy.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(numbers)
+
+
+_ERRORS = {
+    "": ("有检查点的一边报错", "an error with checkpoints"),
+    "plain": ("只有普通的一边报错", "an error without checkpoints only"),
+    "both": ("两边都报错", "an error on both sides"),
+}
+
+
+def _titled(kind: Kind, name: str) -> tuple[str, str]:
+    """What is compared, as a sentence says it."""
+    if kind == "error":
+        return _ERRORS[name]
+    if kind == "gradient":
+        return f"{name} 的梯度", f"the gradient of {name}"
+    if kind == "random state":
+        return f"{name} 的随机数状态", f"the random state of {name}"
+    return f"{_KIND_ZH[kind]} {name}", f"{kind} {name}"
+
+
+# --- comparing ----------------------------------------------------------------------------------
+
+
+def _compare_errors(plain: Exception | None, checkpointed: Exception | None) -> list[Difference]:
+    """The difference that an error makes; errors on both sides leave nothing else to compare."""
+    said = _said(checkpointed) if checkpointed else ""
+    name = ""
+    if plain is None:
+        zh = f"有检查点的一边抛出 {said}"
+        en = f"the checkpointed side raises {said}"
+    elif checkpointed is None:
+        name = "plain"
+        zh = f"普通的一边抛出 {_said(plain)} 有检查点的一边却一声不响地跑完了。"
+        en = f"the plain side raises {_said(plain)} The checkpointed one runs through in silence."
+    else:
+        name = "both"
+        zh = f"两边都抛出异常，没有可比的梯度；有检查点的一边：{said}"
+        en = f"both sides raise, so there are no gradients to compare; checkpointed: {said}"
+    return [Difference("error", name, zh, en)]
+
+
+def _said(error: Exception) -> str:
+    """The type and the first sentence of an error."""
+    first = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {first.removesuffix('.')}."
+
+
+def _compare(first: _Run, second: _Run, tolerance: float) -> list[Difference]:
+    _check_outputs_alike(first, second)
+    outputs = _compare_tensors("output", first.outputs, second.outputs, tolerance)
+    if outputs:  # other outputs: other gradients would tell nothing new
+        return outputs
+    found = _compare_tensors("gradient", first.gradients, second.gradients, tolerance)
+    found += _compare_tensors("parameter", first.parameters, second.parameters, tolerance)
+    found += _compare_tensors("buffer", first.buffers, second.buffers, tolerance)
+    for (name, mine), (_, other) in zip(first.random_states, second.random_states, strict=True):
+        same = torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other
+        if not same:
+            found.append(_other_random_state(name))
+    return found
+
+
+def _other_random_state(name: str) -> Difference:
+    return Difference(
+        "random state",
+        name,
+        f"{name} 的随机数发生器停在另一个位置：下一步抽到的随机数会不同。",
+        f"the random generator of {name} stands elsewhere: the next step will draw other numbers.",
+    )
+
+
+def _compare_tensors(
+    kind: Kind, plain: list, checkpointed: list, tolerance: float
+) -> list[Difference]:
+    found = []
+    for (name, mine), (_, other) in zip(plain, checkpointed, strict=True):
+        if mine is None and other is None:
+            continue
+        if mine is None or other is None:
+            found.append(_missing(name, other is None))
+        elif difference := _numbers_that_differ(kind, name, mine, other, tolerance):
+            found.append(difference)
+    return found
+
+
+def _missing(name: str, on_the_checkpointed_side: bool) -> Difference:
+    zh, en = ("有检查点", "checkpointed") if on_the_checkpointed_side else ("普通", "plain")
+    return Difference(
+        "gradient", name,
+        f"{name} 在{zh}的一边没有梯度（None）。",
+        f"{name} has no gradient on the {en} side (None).",
+    )  # fmt: skip
+
+
+def _numbers_that_differ(
+    kind: Kind, name: str, mine: Tensor, other: Tensor, tolerance: float
+) -> Difference | None:
+    if torch.equal(mine, other):
+        return None
+    mine, other = (tensor.to_dense() if tensor.is_sparse else tensor for tensor in (mine, other))
+    wide = torch.complex128 if mine.is_complex() else torch.float64
+    mine, other = mine.to(wide), other.to(wide)
+    unequal = (mine != other) & ~(mine.isnan() & other.isnan())
+    gap = (mine - other).abs().nan_to_num(nan=float("inf")).where(unequal, 0.0)
+    largest = gap.max().item()
+    scale = mine.abs().nan_to_num(nan=0.0).max().item()
+    if largest <= tolerance * scale or not unequal.any():
+        return None
+    worst = int(gap.argmax())
+    index = [int(i) for i in numpy.unravel_index(worst, tuple(mine.shape))]
+    at = f" {index}" if index else ""
+    a, b = (_number(tensor.flatten()[worst].item()) for tensor in (mine, other))
+    count, total = int(unequal.sum()), mine.numel()
+    title_zh, title_en = _titled(kind, name)
+    rounding = largest <= 1e-5 * scale
+    zh = (
+        f"{title_zh}，{total:,} 个数里有 {count:,} 个不同，最多相差 {largest:.2g}"
+        f"（最大的数是 {scale:.2g}）；{f'在{at} 处，' if at else ''}普通 {a}，有检查点 {b}。"
+        + ("这只是舍入误差。" if rounding else "")
+    )
+    en = (
+        f"{title_en}: {count:,} of {total:,} numbers differ, by up to {largest:.2g} "
+        f"(the largest is {scale:.2g}); {f'at{at} ' if at else ''}plain has {a}, "
+        f"checkpointed {b}." + (" That is rounding." if rounding else "")
+    )
+    return Difference(kind, name, zh, en, largest, scale)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+# --- what can be wrong --------------------------------------------------------------------------
+
+
+def _sides(model: Any, plain: Any, checkpointed: Any) -> tuple[nn.Module, nn.Module]:
+    if model is None:
+        modules = [side for side in (plain, checkpointed) if isinstance(side, nn.Module)]
+        if not modules:
+            return nn.Module(), nn.Module()  # functions of their inputs alone; checked later
+        if len(modules) == 1:
+            return modules[0], modules[0]
+        return modules[0], modules[1]
+    pair = model if isinstance(model, tuple) else (model, model)
+    if len(pair) != 2 or not all(isinstance(side, nn.Module) for side in pair):
+        raise TypeError(
+            text(
+                zh=f"model 是一个 nn.Module 或两个组成的元组，不能是 {type(model).__name__}。"
+                "几个层可以放进 nn.ModuleList。",
+                en=f"model must be one nn.Module or a tuple of two, not {type(model).__name__}. "
+                "Several layers can go into an nn.ModuleList.",
+            )
+        )
+    return pair
+
+
+def _check_values_exist(model: nn.Module, inputs: tuple) -> None:
+    for value in [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]:
+        if isinstance(value, FakeTensor):
+            raise TypeError(
+                text(
+                    zh="模拟张量只有形状，没有数值，梯度无从比较。请在真实的小模型上运行。",
+                    en="Simulated tensors have shapes but no values, so gradients cannot be "
+                    "compared. Use a small real model.",
+                )
+            )
+
+
+def _check_alike(left: nn.Module, right: nn.Module) -> None:
+    described = []
+    for side in (left, right):
+        values = [*side.named_parameters(), *side.named_buffers()]
+        described.append(
+            {_plain_name(n): (tuple(v.shape), v.dtype, v.requires_grad) for n, v in values}
+        )
+    if described[0] == described[1]:
+        return
+    for name in [*described[0], *described[1]]:
+        mine, other = described[0].get(name), described[1].get(name)
+        if mine != other:
+            raise UnequalWork(
+                text(
+                    zh=f"两边不是同一个模型：{name} 在普通的一边是{_described(mine, '没有的')}，"
+                    f"在有检查点的一边是{_described(other, '没有的')}。",
+                    en=f"The two sides are not the same model: {name} is "
+                    f"{_described(mine, 'missing')} on the plain side and "
+                    f"{_described(other, 'missing')} on the checkpointed one.",
+                )
+            )
+    raise UnequalWork(
+        text(
+            zh="两边的参数顺序不同。", en="The two sides hold their parameters in different orders."
+        )
+    )
+
+
+def _described(value: tuple | None, missing: str) -> str:
+    if value is None:
+        return missing
+    shape, dtype, trainable = value
+    return f" {list(shape)} {dtype}, requires_grad={trainable}"
+
+
+def _plain_name(name: str) -> str:
+    """The name without what PyTorch's own checkpoint wrapper puts in between."""
+    return name.replace("_checkpoint_wrapped_module.", "").removesuffix(
+        "._checkpoint_wrapped_module"
+    )
+
+
+def _check_outputs_alike(first: _Run, second: _Run) -> None:
+    shapes = [[list(output.shape) for _, output in run.outputs] for run in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise UnequalWork(
+            text(
+                zh=f"两边做的不是同样的事：普通的一边输出形状 {shapes[0]}，"
+                f"有检查点的一边输出 {shapes[1]}。",
+                en=f"The two sides do not do the same work: plain returns shapes {shapes[0]}, "
+                f"checkpointed {shapes[1]}.",
+            )
+        )
+
+
+def _check_no_parameters(run: _Run) -> None:
+    """Without a model, parameters and buffers would go uncompared: rather ask for it."""
+    seen: set[Any] = set()
+    nodes = list(run.graph)
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
+            raise TypeError(
+                text(
+                    zh="plain 用到了参数，但不知道是哪个模型的：请写 model=…，"
+                    "这样参数的梯度和缓冲区才会被比较。",
+                    en="plain uses parameters, but of which model? Pass model=…, so that their "
+                    "gradients and the buffers are compared.",
+                )
+            )
+        nodes += [parent for parent, _ in node.next_functions]

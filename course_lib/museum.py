@@ -1,0 +1,206 @@
+"""The museum as the learner walks through it: one exhibit at a time, first a guess, then the truth.
+
+The widget only binds; what it shows is made by :func:`label` and :func:`revelation` from an
+exhibit's inspection, so it can be read without a browser.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets
+
+from .exhibits import EXHIBITS, LOUDNESS, Exhibit, Inspection, number_of
+from .language import Table, on_change, spoken, text
+
+_CODE_STYLE = (
+    "background:#f5f6f8;color:#22262b;border-radius:8px;padding:10px 14px;margin:6px 0;"
+    "line-height:1.45;font-size:13px;overflow-x:auto;white-space:pre;"
+    "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
+)
+_CHANGED_STYLE = "background:#c9f2e2;display:inline-block;min-width:100%"
+
+
+def code_html(source: str, before: str | None = None) -> str:
+    """The code, set as code; lines that ``before`` does not have are marked."""
+    known = {line.strip() for line in (before or source).splitlines()}
+    lines = []
+    for line in source.rstrip().splitlines():
+        words = html.escape(line) or " "
+        new = line.strip() and line.strip() not in known
+        lines.append(f'<span style="{_CHANGED_STYLE}">{words}</span>' if new else words)
+    return f'<pre style="{_CODE_STYLE}">' + "\n".join(lines) + "</pre>"
+
+
+def label(exhibit: Exhibit) -> str:
+    """Number, title and code, without the answer."""
+    zh, en = exhibit.title
+    zh, en = (f"<b>№ {number_of(exhibit)}　{html.escape(title)}</b>" for title in (zh, en))
+    heading = spoken(zh, en, markup=True)
+    return heading + code_html(exhibit.code)
+
+
+def revelation(exhibit: Exhibit, before: Inspection, after: Inspection) -> str:
+    """What happened when it ran, what ``same_gradients`` says, why, and the cure that cured it."""
+    zh, en = LOUDNESS[before.loudness]
+    parts = [spoken(f"<b>{zh}</b>", f"<b>{en}</b>", markup=True)]
+    for words in filter(None, [before.error, *before.warned]):
+        words = html.escape(_shortened(words))
+        parts.append(f'<div style="{_CODE_STYLE};white-space:pre-wrap">{words}</div>')
+    parts.append(_row("same_gradients", before.agreement.zh, before.agreement.en))
+    if before.peaks:
+        parts.append(_peaks_row(before.peaks))
+    parts.append(_row(("为什么", "why"), *exhibit.why))
+    parts.append(_row(("治疗", "cure"), *exhibit.remedy))
+    parts.append(code_html(exhibit.cure, exhibit.code))
+    parts.append(_row("same_gradients", after.agreement.zh, after.agreement.en))
+    if after.peaks:
+        parts.append(_peaks_row(after.peaks))
+    if exhibit.issues:
+        links = ", ".join(_link(issue) for issue in exhibit.issues)
+        parts.append(f"<div>{spoken('讨论', 'discussed in', tag='span')} {links}</div>")
+    return "".join(parts)
+
+
+def _shortened(words: str, most: int = 420) -> str:
+    """The first paragraph, or as much of it as is to be read here."""
+    first = words.split("\n\n")[0]
+    return first if len(first) <= most else first[:most].rsplit(" ", 1)[0] + " …"
+
+
+def _row(name: str | tuple[str, str], zh: str, en: str) -> str:
+    names = (name, name) if isinstance(name, str) else name
+    lines = [
+        f'<span style="opacity:.65">{html.escape(head)}</span>&ensp;{html.escape(words)}'
+        for head, words in zip(names, (zh, en), strict=True)
+    ]
+    both = spoken(*lines, markup=True, tag="span")
+    return f'<div style="margin:5px 0;line-height:1.5">{both}</div>'
+
+
+def _peaks_row(peaks: tuple[int, int]) -> str:
+    plain, checkpointed = (f"{peak:,}" for peak in peaks)
+    change = f"{peaks[1] / peaks[0] - 1:+.0%}"
+    return _row(
+        ("峰值", "peak"),
+        f"普通 {plain} 字节，有检查点 {checkpointed} 字节（{change}）",
+        f"plain {plain} bytes, with checkpoints {checkpointed} bytes ({change})",
+    )
+
+
+def issue_url(issue: str) -> str:
+    """Where ``owner/repository#number`` is discussed."""
+    repository, _, number = issue.partition("#")
+    return f"https://github.com/{repository}/issues/{number}"
+
+
+def _link(issue: str) -> str:
+    return f'<a href="{issue_url(issue)}" target="_blank" rel="noopener">{html.escape(issue)}</a>'
+
+
+class Museum(ipywidgets.VBox):
+    """Pick an exhibit, guess whether it raises, warns or keeps silent, and see.
+
+    ``guesses``: exhibit name to what the learner said. Nothing runs before the guess.
+    """
+
+    def __init__(self, exhibits: Sequence[Exhibit] = EXHIBITS):
+        self.exhibits = tuple(exhibits)
+        self.guesses: dict[str, str] = {}
+        self._found: dict[str, tuple[Inspection, Inspection]] = {}
+        self._pick = ipywidgets.Dropdown(layout={"width": "100%", "max_width": "640px"})
+        self._buttons = {
+            loudness: ipywidgets.Button(layout={"width": "auto"}) for loudness in LOUDNESS
+        }
+        self._question, self._label = ipywidgets.HTML(), ipywidgets.HTML()
+        self._answer, self._score = ipywidgets.HTML(), ipywidgets.HTML()
+        for loudness, button in self._buttons.items():
+            button.on_click(lambda _, loudness=loudness: self.guess(loudness))
+        bar = ipywidgets.HBox(
+            [self._question, *self._buttons.values(), self._score],
+            layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0.5em"},
+        )
+        super().__init__([self._pick, self._label, bar, self._answer])
+        self.add_class("course-museum")
+        self._speak()
+        self._pick.observe(lambda _: self._show(), "value")
+        on_change(self._speak)
+
+    @property
+    def exhibit(self) -> Exhibit:
+        """The one on show."""
+        return self.exhibits[self._pick.value or 0]
+
+    def go_to(self, name: str) -> None:
+        """Show the exhibit of that name."""
+        self._pick.value = [exhibit.name for exhibit in self.exhibits].index(name)
+
+    def guess(self, loudness: str) -> None:
+        """Say what this exhibit does; it is then run, and the truth shown. First guesses count."""
+        exhibit = self.exhibit
+        self.guesses.setdefault(exhibit.name, loudness)
+        if exhibit.name not in self._found:
+            self._found[exhibit.name] = exhibit.inspect(), exhibit.inspect(cured=True)
+        self._speak()
+
+    @property
+    def right(self) -> int:
+        """How many first guesses were right."""
+        return sum(
+            self._found[name][0].loudness == loudness for name, loudness in self.guesses.items()
+        )
+
+    def _speak(self) -> None:
+        chosen = self._pick.value
+        options = []
+        for place, exhibit in enumerate(self.exhibits):
+            mark = "　"
+            if exhibit.name in self.guesses:
+                hit = self._found[exhibit.name][0].loudness == self.guesses[exhibit.name]
+                mark = "✓" if hit else "✗"
+            title = text(zh=exhibit.title[0], en=exhibit.title[1])
+            options.append((f"{mark} № {number_of(exhibit)}  {title}", place))
+        self._pick.options = options
+        self._pick.value = chosen or 0
+        for loudness, button in self._buttons.items():
+            zh, en = LOUDNESS[loudness]
+            button.description = text(zh=zh, en=en, between=" ")
+        self._question.value = spoken(
+            "先猜：它会怎样？", "Guess first: what will it do?", tag="span"
+        )
+        self._show()
+
+    def _show(self) -> None:
+        exhibit = self.exhibit
+        self._label.value = label(exhibit)
+        found = self._found.get(exhibit.name)
+        self._answer.value = revelation(exhibit, *found) if found else ""
+        guess = self.guesses.get(exhibit.name)
+        for loudness, button in self._buttons.items():
+            button.button_style = ""
+            if found and loudness == found[0].loudness:
+                button.button_style = "success"
+            elif loudness == guess:
+                button.button_style = "danger"
+        seen, right = len(self.guesses), self.right
+        self._score.value = spoken(
+            f"猜中 {right} / {seen}，共 {len(self.exhibits)} 件",
+            f"right {right} of {seen}; {len(self.exhibits)} exhibits", tag="span",
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        rows = [[number_of(exhibit), exhibit.title] for exhibit in self.exhibits]
+        return str(Table([("编号", "No."), ("展品", "exhibit")], rows))
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
+        drawers = []
+        for exhibit in self.exhibits:
+            title = spoken(*exhibit.title, tag="span")
+            code = f"<pre>{html.escape(exhibit.code.rstrip())}</pre>"
+            drawers.append(
+                f"<details><summary>№ {number_of(exhibit)} {title}</summary>{code}</details>"
+            )
+        return {**bundle, "text/plain": str(self), "text/html": "".join(drawers)}

@@ -1,0 +1,299 @@
+"""``same_gradients`` finds what differs, says it in words and numbers, refuses unequal work."""
+
+import contextlib
+import copy
+import random
+
+import numpy
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import course_lib  # noqa: F401  first: it sets two options that torch reads while loading
+from course_lib.gradients import Agreement, UnequalWork, same_gradients
+from course_lib.memory import simulated
+from course_lib.models import Sizes, Transformer, random_tokens
+
+
+@pytest.fixture(autouse=True)
+def english(monkeypatch):
+    from course_lib import language
+
+    monkeypatch.setattr(language, "_chosen", "en")
+
+
+def mlp(*middle: nn.Module) -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(8, 8), *middle, nn.Linear(8, 8), nn.Tanh())
+
+
+def checkpointed(model: nn.Module, **options):
+    return lambda x: checkpoint(model, x, use_reentrant=False, **options)
+
+
+X = torch.randn(16, 8)
+
+
+# --- agreement ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("middle", [(), (nn.Dropout(0.5),), (nn.GELU(), nn.LayerNorm(8))])
+def test_a_correct_checkpoint_agrees_bit_for_bit(middle):
+    model = mlp(*middle)
+    found = same_gradients(model, checkpointed(model), X)
+    assert found and found.first is None and found.error is None
+    assert "agree bit for bit" in found.en and "逐位相同" in found.zh
+    assert found.compared["gradient"] == len(list(model.parameters()))
+
+
+def test_reentrant_agrees_where_the_input_requires_a_gradient():
+    model = mlp(nn.Dropout(0.5))
+    found = same_gradients(
+        model, lambda x: checkpoint(model, x, use_reentrant=True), X.clone().requires_grad_()
+    )
+    assert found and found.compared["gradient"] == len(list(model.parameters())) + 1
+
+
+def test_a_transformer_with_a_checkpoint_per_block():
+    sizes = Sizes(depth=3, width=32, sequence=16, batch=2, dropout=0.1)
+    model, tokens = Transformer(sizes), random_tokens(sizes)
+
+    def wrapped():
+        x = model.embed(tokens[:, :-1])
+        for block in model.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        loss = nn.functional.cross_entropy(model.read_out(x).flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        return loss
+
+    def plain():
+        loss = model.loss(tokens)
+        loss.backward()
+        return loss
+
+    assert same_gradients(plain, wrapped, model=model)
+
+
+def test_two_models_are_matched_by_name_and_get_the_same_values():
+    plain = mlp()
+    other = mlp()
+    with torch.no_grad():
+        other[0].weight.add_(1)
+
+    class Wrapped(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    wrapped = Wrapped(*other)
+    before = wrapped[0].weight.clone()
+    assert same_gradients(plain, wrapped, X)
+    assert torch.equal(wrapped[0].weight, before)
+
+
+def test_pytorchs_own_wrapper_is_matched_by_name():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        apply_activation_checkpointing,
+    )
+
+    plain = nn.Sequential(mlp(), mlp())
+    wrapped = copy.deepcopy(plain)
+    apply_activation_checkpointing(wrapped, check_fn=lambda m: m is wrapped[0])
+    assert same_gradients(plain, wrapped, X)
+
+
+# --- differences --------------------------------------------------------------------------------
+
+
+def test_dropout_with_other_random_numbers_is_a_difference_in_gradients():
+    model = mlp(nn.Dropout(0.5))
+    found = same_gradients(model, checkpointed(model, preserve_rng_state=False), X)
+    assert not found
+    assert (found.first.kind, found.first.name) == ("gradient", "0.weight")
+    assert found.first.largest > 1e-3 and found.first.scale > 0
+    assert "64 of 64 numbers differ" in found.en and "64 个数里有 64 个不同" in found.zh
+    assert "random state" in {difference.kind for difference in found.differences}
+
+
+def test_a_missing_gradient_is_named():
+    model = mlp()
+    with pytest.warns(UserWarning, match="None of the inputs"):
+        found = same_gradients(model, lambda x: checkpoint(model, x, use_reentrant=True), X)
+    assert found.first.en == "0.weight has no gradient on the checkpointed side (None)."
+    assert found.first.zh == "0.weight 在有检查点的一边没有梯度（None）。"
+
+
+def test_batch_norm_counted_twice_is_a_difference_in_buffers_only():
+    model = mlp(nn.BatchNorm1d(8))
+    found = same_gradients(model, checkpointed(model), X)
+    assert {difference.kind for difference in found.differences} == {"buffer"}
+    counter = next(d for d in found.differences if d.name == "1.num_batches_tracked")
+    assert "plain has 1, checkpointed 2" in counter.en and "普通 1，有检查点 2" in counter.zh
+
+
+def test_batch_norm_cured_agrees():
+    model = mlp(nn.BatchNorm1d(8))
+
+    @contextlib.contextmanager
+    def buffers_kept():
+        before = [buffer.clone() for buffer in model.buffers()]
+        try:
+            yield
+        finally:
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
+
+    contexts = lambda: (contextlib.nullcontext(), buffers_kept())  # noqa: E731
+    assert same_gradients(model, checkpointed(model, context_fn=contexts), X)
+
+
+def test_the_momentum_cure_leaves_rounding_and_a_counter():
+    model = mlp(nn.BatchNorm1d(8))
+    cured = copy.deepcopy(model)
+    cured[1].momentum = 1 - (1 - 0.1) ** 0.5
+    found = same_gradients(model, checkpointed(cured), X, model=(model, cured), tolerance=1e-5)
+    assert [difference.name for difference in found.differences] == ["1.num_batches_tracked"]
+    exact = same_gradients(model, checkpointed(cured), X, model=(model, cured))
+    assert "That is rounding." in exact.first.en
+
+
+def test_python_and_numpy_random_numbers_are_seen():
+    for draw in (random.random, numpy.random.random):
+        model = mlp()
+        scaled = lambda x, draw=draw, model=model: (model(x) * (1 + draw())).sin()  # noqa: E731
+        found = same_gradients(scaled, checkpointed(scaled), X, model=model)
+        assert {"gradient", "random state"} == {difference.kind for difference in found.differences}
+
+
+def test_a_random_state_alone_is_a_difference():
+    model = mlp()
+    noisy = lambda x: model(x) + 0 * torch.rand(1) * x.detach()  # noqa: E731
+    found = same_gradients(model, noisy, X, model=model)
+    assert [(d.kind, d.name) for d in found.differences] == [("random state", "torch")]
+    assert "the next step will draw other numbers" in found.en
+
+
+def test_other_outputs_are_reported_and_end_the_comparison():
+    model = mlp()
+    found = same_gradients(model, lambda x: model(x) * 1.5, X, model=model)
+    assert {difference.kind for difference in found.differences} == {"output"}
+
+
+def test_an_error_on_the_checkpointed_side():
+    model = mlp(nn.Dropout(0.5))
+
+    def step(run):
+        loss = run(X).sum()
+        model.eval()
+        loss.backward()
+
+    found = same_gradients(lambda: step(model), lambda: step(checkpointed(model)), model=model)
+    assert type(found.error).__name__ == "CheckpointError"
+    assert "the checkpointed side raises CheckpointError" in found.en
+    assert model.training, "training flags come back"
+
+
+def test_an_error_on_the_plain_side_alone():
+    model = mlp()
+
+    def step(run):
+        loss = run(X.clone().requires_grad_()).sum()
+        with torch.no_grad():
+            model[1].weight.mul_(2)
+        loss.backward()
+
+    found = same_gradients(lambda: step(model), lambda: step(checkpointed(model)), model=model)
+    assert not found and found.error is None
+    assert "The checkpointed one runs through in silence" in found.en
+
+
+def test_gradients_that_a_plain_sum_would_hide_are_seen():
+    x = torch.randn(6, requires_grad=True)
+    mixed = lambda x: x.detach() + x.mean() - x.mean().detach()  # noqa: E731  sums to the same
+    assert same_gradients(lambda x: x * 1, mixed, x, tolerance=1e-6).first.kind == "gradient"
+
+
+def test_nan_on_both_sides_is_equal():
+    x = torch.tensor([-1.0, 4.0], requires_grad=True)
+    root = lambda x: x.sqrt()  # noqa: E731
+    assert same_gradients(root, lambda x: checkpoint(root, x, use_reentrant=False), x)
+
+
+def test_tolerance_is_relative():
+    x = torch.full((4,), 1e6, requires_grad=True)
+    nearly = lambda x: x * x.detach() * (1 + 1e-6) + x.detach() ** 2 * -1e-6  # noqa: E731
+    plain = lambda x: x * x.detach()  # noqa: E731
+    assert not same_gradients(plain, nearly, x)
+    assert same_gradients(plain, nearly, x, tolerance=1e-5)
+
+
+# --- refusing -----------------------------------------------------------------------------------
+
+
+def test_refuses_other_shapes():
+    model = mlp()
+    with pytest.raises(UnequalWork, match=r"plain returns shapes \[\[16, 8\]\], checkpointed"):
+        same_gradients(model, lambda x: model(x[:8]), X, model=model)
+
+
+def test_refuses_another_model():
+    other = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4), nn.Tanh())
+    with pytest.raises(UnequalWork, match=r"1\.weight"):
+        same_gradients(mlp(), other, X)
+
+
+def test_refuses_a_frozen_copy():
+    frozen = copy.deepcopy(mlp()).requires_grad_(False)
+    with pytest.raises(UnequalWork, match="requires_grad=False"):
+        same_gradients(mlp(), frozen, X)
+
+
+def test_refuses_a_plain_side_without_gradients():
+    with pytest.raises(UnequalWork, match="nothing to compare"):
+        same_gradients(torch.sin, torch.sin, X)
+    model = mlp()
+    with pytest.raises(UnequalWork, match="call backward"):
+        same_gradients(lambda: model(X), lambda: model(X), model=model)
+
+
+def test_asks_for_the_model_rather_than_skip_its_gradients():
+    model = mlp()
+    with pytest.raises(TypeError, match="Pass model="):
+        same_gradients(lambda x: model(x), lambda x: model(x), X)
+
+
+def test_refuses_simulated_tensors():
+    with simulated():
+        model, x = mlp(), torch.randn(2, 8)
+    with pytest.raises(TypeError, match="no values"):
+        same_gradients(model, model, x)
+
+
+def test_refuses_a_list_as_model():
+    with pytest.raises(TypeError, match="ModuleList"):
+        same_gradients(torch.sin, torch.sin, X, model=[mlp()])
+
+
+# --- leaving no trace ---------------------------------------------------------------------------
+
+
+def test_everything_is_as_it_was():
+    model = mlp(nn.BatchNorm1d(8), nn.Dropout(0.5))
+    model(X).sum().backward()
+    gradient = model[0].weight.grad
+    values = copy.deepcopy(model.state_dict())
+    torch.manual_seed(5), random.seed(5), numpy.random.seed(5)
+    expected = torch.rand(1), random.random(), numpy.random.random()
+    torch.manual_seed(5), random.seed(5), numpy.random.seed(5)
+    same_gradients(model, checkpointed(model, preserve_rng_state=False), X)
+    assert (torch.rand(1), random.random(), numpy.random.random()) == expected
+    assert model[0].weight.grad is gradient
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+
+
+def test_the_verdict_is_shown_in_both_languages():
+    found = same_gradients(mlp(), mlp(), X)
+    assert isinstance(found, Agreement)
+    bundle = found._repr_mimebundle_()
+    assert found.zh in bundle["text/html"] and found.en in bundle["text/html"]
+    assert bundle["text/plain"] == found.en
