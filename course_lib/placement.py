@@ -1,0 +1,476 @@
+"""Lesson 05's explorers: how many checkpoints, which budget, and a placement of one's own.
+
+What they show is predicted from a chain that was measured once, see :mod:`plans`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+from .explorers import Control, Explorer, progress, show
+from .figures import (
+    COLOURS,
+    FAINT,
+    INK,
+    Curve,
+    Panel,
+    _byte_ruler,
+    _round_numbers,
+    _unit_for,
+    draw_curves,
+    said,
+    size_text,
+    write,
+)
+from .language import Table, on_change, text
+from .planners import Best, best_plan, even_plan, keep_all, smallest_peak
+from .plans import Chain, Plan, Prediction, predict
+from .recorder import Role
+
+KEPT, AGAIN = COLOURS[Role.ACTIVATION], COLOURS[Role.RECOMPUTED]
+CHECKPOINT = COLOURS[Role.CHECKPOINT]
+
+
+def layers_table(chain: Chain) -> Table:
+    """What each layer of a chain costs."""
+    return Table(
+        [("", ""), ("层", "layer"), ("存下时保存", "kept if stored"), ("输出", "output"),
+         ("参数梯度", "gradients"), ("前向 FLOPs", "forward FLOPs")],
+        [
+            [str(i), layer.name, size_text(layer.kept), size_text(layer.boundary),
+             size_text(layer.gradient), f"{layer.flops / 1e9:,.1f} G"]
+            for i, layer in enumerate(chain.layers)
+        ],
+    )  # fmt: skip
+
+
+# --- how many checkpoints -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Even spacing with every number of checkpoints; ``formula``: bytes, drawn beside the peak."""
+
+    found: Mapping[int, Prediction]
+    formula: Callable[[int], float] | None = None
+
+    def __getitem__(self, count: int) -> Prediction:
+        return self.found[count]
+
+    @property
+    def best(self) -> int:
+        """The number with the lowest peak."""
+        return min(self.found, key=lambda count: self.found[count].peak)
+
+
+def sweep_counts(
+    chain: Chain, counts: Sequence[int], formula: Callable[[int], float] | None = None
+) -> Counts:
+    """Predict even spacing with each number of checkpoints."""
+    found = {
+        count: predict(even_plan(chain, count), chain)
+        for count in progress(counts, zh="每种检查点数量", en="Each number of checkpoints")
+    }
+    return Counts(found, formula)
+
+
+def counts_explorer(counts: Counts, start: int) -> Explorer:
+    """A slider over the number of checkpoints, evenly spread."""
+    control = Control(
+        "checkpoints", "检查点数量", "number of checkpoints", tuple(counts.found), start
+    )
+    return Explorer([control], lambda checkpoints: (counts, checkpoints), _draw_counts, _say_counts)
+
+
+def _draw_counts(figure: Figure, data: tuple[Counts, int]) -> None:
+    counts, chosen = data
+    along = list(counts.found)
+    found = list(counts.found.values())
+    curves = [
+        Curve(("峰值", "peak"), [one.peak for one in found], INK),
+        Curve(("前向结束时保存", "kept after forward"), [one.kept for one in found], CHECKPOINT),
+        Curve(("同时在场的重计算", "recomputed at once"), [one.recomputed for one in found], AGAIN),
+    ]
+    if counts.formula:
+        curves.insert(1, Curve("k + n/k", [counts.formula(k) for k in along], KEPT))
+    best = counts.best
+    title = (
+        f"{best} 个检查点时峰值最低：{size_text(counts[best].peak)}",
+        f"The peak is lowest with {best} checkpoints: {size_text(counts[best].peak)}",
+    )
+    draw_curves(
+        figure,
+        along,
+        curves,
+        mark=along.index(chosen),
+        title=title,
+        x_name=("检查点数量，均匀分布", "number of checkpoints, evenly spread"),
+    )
+
+
+def _say_counts(data: tuple[Counts, int]) -> tuple[str, str]:
+    counts, chosen = data
+    one = counts[chosen]
+    sizes = [size_text(size) for size in (one.peak, one.kept, one.recomputed)]
+    layers, again = one.recomputed_layers, one.recomputed_flops
+    # A chain of pointwise operators has no FLOPs as they are counted: only matrix products are.
+    flops = f", FLOPs {again / (one.flops - again):+.1%}" if one.flops > again else ""
+    return (
+        f"{chosen} 个检查点：峰值 {sizes[0]}，前向结束时保存 {sizes[1]}，"
+        f"同时在场的重计算最多 {sizes[2]}；重算 {layers} 层{flops.replace(', ', '，')}",
+        f"{chosen} checkpoint{'s' * (chosen != 1)}: peak {sizes[0]}, "
+        f"kept after forward {sizes[1]}, recomputed at once at most {sizes[2]}; "
+        f"{layers} layers run again{flops}",
+    )
+
+
+# --- a budget -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The best plan and the best even spacing for each of some budgets (bytes)."""
+
+    chain: Chain
+    best: Mapping[int, Best]
+    even: Mapping[int, tuple[Plan, Prediction] | None]
+
+    def share(self, prediction: Prediction) -> float:
+        """Recomputed FLOPs as a share of the step without checkpoints."""
+        return prediction.recomputed_flops / max(self.chain.flops, 1)
+
+
+def plan_budgets(chain: Chain, count: int = 41) -> Budgets:
+    """Plan for ``count`` budgets, from the smallest that can be met to what no plan needs."""
+    low = smallest_peak(chain).prediction.peak
+    high = predict(keep_all(chain), chain).peak
+    evens = [even_plan(chain, k) for k in range(len(chain) + 1)]
+    known = [(plan, predict(plan, chain)) for plan in evens]
+    best, even = {}, {}
+    budgets = [low + (high - low) * i // (count - 1) for i in range(count)]
+    for budget in progress(budgets, zh="每种预算的最优方案", en="The best plan for each budget"):
+        best[budget] = best_plan(chain, budget)
+        fitting = [one for one in known if one[1].peak <= budget]
+        even[budget] = min(fitting, key=lambda one: one[1].recomputed_flops, default=None)
+    return Budgets(chain, best, even)
+
+
+def budget_explorer(budgets: Budgets) -> Explorer:
+    """A slider over the budget; the best plan beside even spacing."""
+    values = tuple(budgets.best)
+    control = Control("budget", "预算", "budget", values, values[len(values) // 3], size_text)
+    return Explorer(
+        [control], lambda budget: (budgets, budget), _draw_budget, _say_budget, size=(8.2, 5.4)
+    )
+
+
+def _draw_budget(figure: Figure, data: tuple[Budgets, int]) -> None:
+    budgets, budget = data
+    best, even = budgets.best[budget], budgets.even[budget]
+    width = figure.get_figwidth()
+    found = f"{budgets.share(best.prediction):+.1%}"
+    if even is None:
+        title = (
+            f"预算 {size_text(budget)}：最优方案 FLOPs {found}，均匀分段放不下",
+            f"Budget {size_text(budget)}: FLOPs {found} at best; even spacing does not fit",
+        )
+    else:
+        other = f"{budgets.share(even[1]):+.1%}"
+        title = (
+            f"预算 {size_text(budget)}：最优方案 FLOPs {found}，均匀分段 {other}",
+            f"Budget {size_text(budget)}: FLOPs {found} at best, {other} with even spacing",
+        )
+    top = _title(figure, title)
+    _draw_frontier(figure, budgets, budget, top, bottom=2.65)
+    strips = [(("最优", "best"), best.plan)]
+    strips.append((("均匀", "even"), even[0] if even else None))
+    for i, (name, plan) in enumerate(strips):
+        low = 1.35 - 0.78 * i
+        panel = Panel(figure, (0.85, low, width - 0.25, low + 0.6), (0, len(budgets.chain)), (0, 1))
+        write(figure, 0.75, low + 0.2, said(name, between="\n"), ha="right", va="center")
+        if plan is None:
+            write(
+                figure,
+                1.0,
+                low + 0.2,
+                text(zh="放不下", en="does not fit"),
+                va="center",
+                color=FAINT,
+            )
+        else:
+            _draw_strip(panel, plan, budgets.chain)
+    _strip_legend(figure, 0.85, 0.2)
+
+
+def _title(figure: Figure, words: tuple[str, str]) -> float:
+    """Write a title; inches from the bottom at which there is room below it."""
+    height = figure.get_figheight()
+    title = said(words, between="\n")
+    figure.suptitle(title, x=0.2 / figure.get_figwidth(), y=1 - 0.15 / height, ha="left", va="top",
+                    fontsize=12, linespacing=1.35, color=INK,
+                    fontfamily=["Course Sans SC", "DejaVu Sans"])  # fmt: skip
+    return height - 0.28 - 0.24 * (title.count("\n") + 1)
+
+
+def _draw_frontier(
+    figure: Figure, budgets: Budgets, budget: int, top: float, bottom: float
+) -> None:
+    """Recomputed FLOPs over the budget, for the best plan and for even spacing."""
+    width = figure.get_figwidth()
+    values = list(budgets.best)
+    best = [budgets.share(budgets.best[b].prediction) for b in values]
+    even = [(b, budgets.share(one[1])) for b in values if (one := budgets.even[b]) is not None]
+    most = max([*best, *(share for _, share in even)]) * 1.1 or 1
+    panel = Panel(figure, (0.85, bottom, width - 1.45, top), (values[0], values[-1]), (0, most))
+    ticks = [share for share in (0, 0.1, 0.2, 0.3, 0.4, 0.5) if share <= most]
+    panel.y_ruler(ticks, [f"{share:.0%}" for share in ticks],
+                  text(zh="多做的 FLOPs", en="FLOPs added", between=" "))  # fmt: skip
+    unit, size = _unit_for(values[0])
+    marks = _round_numbers(values[0] / size, values[-1] / size, 6)
+    name = text(zh=f"内存预算（{unit}）", en=f"memory budget ({unit})", between=" ")
+    panel.x_ruler([mark * size for mark in marks], [f"{mark:,g}" for mark in marks], name)
+    if even:
+        panel.line(*_stairs([b for b, _ in even], [share for _, share in even]), KEPT, linewidth=2)
+    panel.line(*_stairs(values, best), CHECKPOINT, linewidth=2.4)
+    panel.line([budget, budget], panel.y, FAINT, 2.5, linewidth=1, linestyle=(0, (3, 3)))
+    chosen = budgets.share(budgets.best[budget].prediction)
+    panel.line([budget], [chosen], CHECKPOINT, 5, marker="o", markersize=8, markeredgecolor="white")
+    for i, (name, colour) in enumerate([(("最优", "best"), CHECKPOINT), (("均匀", "even"), KEPT)]):
+        y = top - 0.12 - 0.24 * i
+        figure_panel = Panel(
+            figure, (width - 1.3, y - 0.05, width - 1.12, y + 0.05), (0, 1), (0, 1)
+        )
+        figure_panel.line([0, 1], [0.5, 0.5], colour, linewidth=2.4)
+        write(figure, width - 1.05, y, said(name, between=" "), va="center_baseline")
+
+
+def _stairs(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The line that keeps each value until the next position."""
+    along, levels = [], []
+    for i in range(len(x)):
+        along += [x[i], x[i + 1] if i + 1 < len(x) else x[i]]
+        levels += [y[i], y[i]]
+    return along, levels
+
+
+def _draw_strip(panel: Panel, plan: Plan, chain: Chain) -> None:
+    """One bar per layer, as high as what it keeps; a line where a segment begins."""
+    most = max(layer.kept for layer in chain.layers) or 1
+    again = {layer for part in plan.parts if isinstance(part, tuple) for layer in _inside(part)}
+    shapes, colours = [], []
+    for i, layer in enumerate(chain.layers):
+        high = 0.12 + 0.88 * layer.kept / most
+        shapes.append([(i + 0.06, 0), (i + 0.06, high), (i + 0.94, high), (i + 0.94, 0)])
+        colours.append(AGAIN if i in again else KEPT)
+    panel.areas(shapes, colours)
+    starts = [_first(segment) for segment in plan.segments]
+    panel.lines([[(s, -0.08), (s, 1.1)] for s in starts], CHECKPOINT, 2.6, 4)
+    every = 1 if len(chain) <= 24 else 10
+    for i in range(0, len(chain), every):
+        panel.words(i + 0.5, 0, str(i), 0, -0.04, ha="center", va="top", fontsize=7.5, color=FAINT)
+
+
+def _inside(part: Any) -> list[int]:
+    return [part] if isinstance(part, int) else [i for item in part for i in _inside(item)]
+
+
+def _first(part: Any) -> int:
+    while isinstance(part, tuple):
+        part = part[0]
+    return part
+
+
+def _strip_legend(
+    figure: Figure, left: float, low: float, more: Sequence[tuple[tuple[str, str], str]] = ()
+) -> None:
+    entries = [
+        *more,
+        (("存下", "kept"), KEPT),
+        (("重算", "recomputed"), AGAIN),
+        (("检查点：一段的开头", "checkpoint: where a segment begins"), CHECKPOINT),
+    ]
+    for name, colour in entries:
+        words = said(name, between=" ")
+        square = Panel(figure, (left, low - 0.06, left + 0.13, low + 0.07), (0, 1), (0, 1))
+        square.areas([[(0, 0), (0, 1), (1, 1), (1, 0)]], [colour])
+        write(figure, left + 0.2, low, words, va="center_baseline", fontsize=9)
+        wide = sum(2 if ord(letter) > 0x2E80 else 1.05 for letter in words)
+        left += 0.5 + wide * 0.066
+
+
+def _say_budget(data: tuple[Budgets, int]) -> tuple[str, str]:
+    budgets, budget = data
+    best, even = budgets.best[budget], budgets.even[budget]
+    layers = best.prediction.recomputed_layers
+    share = f"{budgets.share(best.prediction):+.1%}"
+    zh = f"预算 {size_text(budget)}：最优方案重算 {layers} 层，FLOPs {share}"
+    en = f"budget {size_text(budget)}: the best plan runs {layers} layers again, FLOPs {share}"
+    if even is None:
+        return f"{zh}；均匀分段放不下", f"{en}; even spacing does not fit"
+    share = f"{budgets.share(even[1]):+.1%}"
+    segments = len(even[0].segments)
+    return (f"{zh}；均匀分 {segments} 段，FLOPs {share}",
+            f"{en}; with {segments} even segments FLOPs {share}")  # fmt: skip
+
+
+# --- a placement of one's own -------------------------------------------------------------------
+
+STATES = ("keep", "begin", "join")
+
+
+class Placement(ipywidgets.VBox):
+    """A button per layer: keep it, begin a segment with it, or add it to the segment before.
+
+    Below, the peak against the budget and the FLOPs against the best plan. ``budget``: bytes.
+    """
+
+    def __init__(self, chain: Chain, budget: int):
+        self.chain, self.budget = chain, budget
+        self.best = best_plan(chain, budget)
+        self.states = ["keep"] * len(chain)
+        self._wide = f"{max(30, min(46, 830 // len(chain) - 2))}px"  # one row up to 26 layers
+        self._buttons = [self._button(i) for i in range(len(chain))]
+        self.picture = Explorer((), self._frame, _draw_placement, _say_placement, size=(8.2, 4.4))
+        row = ipywidgets.HBox(self._buttons, layout={"flex_flow": "row wrap", "max_width": "902px"})
+        super().__init__([row, self.picture])
+        on_change(self._name_buttons)
+        self._name_buttons()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the buttons show."""
+        parts: list = []
+        for i, state in enumerate(self.states):
+            if state == "keep":
+                parts.append(i)
+            elif state == "join" and parts and isinstance(parts[-1], tuple):
+                parts[-1] += (i,)
+            else:
+                parts.append((i,))
+        return Plan(tuple(parts))
+
+    def press(self, layer: int) -> None:
+        """Move one layer's button on to its next state, as a click does."""
+        state = STATES.index(self.states[layer])
+        self.states[layer] = STATES[(state + 1) % 3]
+        if self.states[layer] == "join" and (layer == 0 or self.states[layer - 1] == "keep"):
+            self.states[layer] = "keep"  # no segment to join
+        for later in range(layer + 1, len(self.states)):  # nor for those after it
+            if self.states[later] == "join" and self.states[later - 1] == "keep":
+                self.states[later] = "begin"
+        self._name_buttons()
+        self.picture.move()
+
+    def _button(self, layer: int) -> ipywidgets.Button:
+        button = ipywidgets.Button(layout={"width": self._wide, "margin": "1px", "padding": "0"})
+        button.on_click(lambda _: self.press(layer))
+        return button
+
+    def _name_buttons(self) -> None:
+        colours = {"keep": KEPT, "begin": AGAIN, "join": AGAIN}
+        names = {
+            "keep": text(zh="存下", en="kept"),
+            "begin": text(zh="重算，从这里开始一段", en="recomputed, a segment begins here"),
+            "join": text(zh="重算，和前一层一段", en="recomputed with the layer before"),
+        }
+        for i, (button, state) in enumerate(zip(self._buttons, self.states, strict=True)):
+            button.description = f"┃{i}" if state == "begin" else str(i)
+            button.style.button_color = colours[state]
+            button.style.text_color = INK
+            button.tooltip = f"{i} {self.chain.layers[i].name}: {names[state]}"
+
+    def _frame(self) -> Placed:
+        return Placed(self.chain, self.budget, self.plan, predict(self.plan, self.chain), self.best)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
+        picture = self.picture._repr_mimebundle_()
+        return {**bundle, "image/png": picture["image/png"], "text/plain": picture["text/plain"]}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A learner's plan beside the budget and the best plan."""
+
+    chain: Chain
+    budget: int
+    plan: Plan
+    prediction: Prediction
+    best: Best
+
+    def share(self, prediction: Prediction) -> str:
+        return f"{prediction.recomputed_flops / max(self.chain.flops, 1):+.1%}"
+
+
+def _draw_placement(figure: Figure, placed: Placed) -> None:
+    width = figure.get_figwidth()
+    prediction = placed.prediction
+    over = prediction.peak - placed.budget
+    mine, best = placed.share(prediction), placed.share(placed.best.prediction)
+    if over > 0:
+        title = (f"超出预算 {size_text(over)}", f"{size_text(over)} over the budget")
+    elif prediction.recomputed_flops <= placed.best.prediction.recomputed_flops:
+        title = (f"放得下，FLOPs {mine}，就是最优", f"It fits, FLOPs {mine}: that is the optimum")
+    else:
+        title = (
+            f"放得下，FLOPs {mine}；最优是 {best}",
+            f"It fits, FLOPs {mine}; the best is {best}",
+        )
+    top = _title(figure, title)
+    strip = Panel(
+        figure, (0.85, top - 0.75, width - 0.25, top - 0.15), (0, len(placed.chain)), (0, 1)
+    )
+    _draw_strip(strip, placed.plan, placed.chain)
+    _strip_legend(figure, 0.85, 0.2, [(("其余", "the rest"), COLOURS[Role.TEMPORARY])])
+    _draw_turns(figure, placed, low=0.8, high=top - 1.15)
+
+
+def _draw_turns(figure: Figure, placed: Placed, low: float, high: float) -> None:
+    """The memory of each turn, forward to the middle and backward from there; the budget."""
+    moments = placed.prediction.moments
+    plain = predict(keep_all(placed.chain), placed.chain).peak
+    panel = Panel(figure, (0.85, low, figure.get_figwidth() - 0.25, high),
+                  (0, len(moments)), (0, plain * 1.1))  # fmt: skip
+    panel.y_ruler(*_byte_ruler(plain * 1.1))
+    panel.x_ruler([], [], text(zh="一步里依次算到的层：先前向，后反向（夹着重算）", between="\n",
+                               en="layers in the order in which the step runs them: forward, then "
+                               "backward with recomputation"))  # fmt: skip
+    shapes, colours = [], []
+    for i, moment in enumerate(moments):
+        rest = moment.memory - moment.kept - moment.recomputed
+        level = 0
+        for size, colour in ((rest, COLOURS[Role.TEMPORARY]), (moment.kept, KEPT),
+                             (moment.recomputed, AGAIN)):  # fmt: skip
+            if size > 0:
+                shapes.append(
+                    [(i, level), (i, level + size), (i + 1, level + size), (i + 1, level)]
+                )
+                colours.append(colour)
+                level += size
+    panel.areas(shapes, colours)
+    panel.line([0, len(moments)], [placed.budget] * 2, INK, 4, linewidth=1.3, linestyle=(0, (4, 3)))
+    words = text(zh="预算", en="budget", between=" ") + " " + size_text(placed.budget)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    look = {"ha": "right", "va": "bottom", "zorder": 5, "bbox": box}
+    panel.words(len(moments), placed.budget, words, 0, 0.05, **look)
+
+
+def _say_placement(placed: Placed) -> tuple[str, str]:
+    one, best = placed.prediction, placed.best.prediction
+    mine, theirs = placed.share(one), placed.share(best)
+    peak, budget = size_text(one.peak), size_text(placed.budget)
+    return (
+        f"峰值 {peak}，预算 {budget}；FLOPs {mine}，最优方案 {theirs}",
+        f"peak {peak}, budget {budget}; FLOPs {mine}, the best plan {theirs}",
+    )
+
+
+def show_plan(chain: Chain, plan: Plan, budget: int) -> Explorer:
+    """A plan, its memory over the step, and the best plan for the budget, as a picture."""
+    placed = Placed(chain, budget, plan, predict(plan, chain), best_plan(chain, budget))
+    return show(_draw_placement, placed, _say_placement, size=(8.2, 4.4))

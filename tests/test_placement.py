@@ -1,0 +1,104 @@
+"""Lesson 05's explorers: every position, the learner's buttons, both languages."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from course_lib import language
+from course_lib.memory import simulated
+from course_lib.models import pyramid
+from course_lib.placement import (
+    Placement,
+    budget_explorer,
+    counts_explorer,
+    layers_table,
+    plan_budgets,
+    sweep_counts,
+)
+from course_lib.planners import best_plan, smallest_peak
+from course_lib.plans import Plan, chain_of, predict
+
+
+@pytest.fixture(scope="module")
+def chain():
+    with simulated():
+        return chain_of(pyramid((2, 1, 2)), torch.empty(2, 64, 64))
+
+
+@pytest.fixture(autouse=True)
+def every_language():
+    yield
+    language.choose("en")
+
+
+def fits(explorer):
+    """Every position can be drawn and said, quickly enough for a slider."""
+    slowest = 0.0
+    for position in explorer.positions():
+        begin = time.perf_counter()
+        explorer.move(**position)
+        slowest = max(slowest, time.perf_counter() - begin)
+        assert explorer.caption
+    return slowest
+
+
+@pytest.mark.parametrize("spoken", language.LANGUAGES)
+def test_counts(chain, spoken, report):
+    language.choose(spoken)
+    counts = sweep_counts(chain, range(1, len(chain) + 1), lambda k: k * 2**20)
+    slowest = fits(counts_explorer(counts, start=1))
+    assert counts.best in counts.found
+    report(f"placement: counts, {spoken}: slowest picture {1000 * slowest:.0f} ms")
+
+
+@pytest.mark.parametrize("spoken", language.LANGUAGES)
+def test_budgets(chain, spoken, report):
+    language.choose(spoken)
+    budgets = plan_budgets(chain, 9)
+    for budget, best in budgets.best.items():
+        assert best.prediction.peak <= budget
+        even = budgets.even[budget]
+        assert even is None or (even[1].peak <= budget and even[1].recomputed_flops >= best.least)
+    report(f"placement: budgets, {spoken}: slowest picture "
+           f"{1000 * fits(budget_explorer(budgets)):.0f} ms")  # fmt: skip
+
+
+def test_buttons_make_a_plan(chain):
+    n = len(chain)
+    placement = Placement(chain, predict(Plan(tuple(range(n))), chain).peak)
+    assert placement.plan == Plan(tuple(range(n)))
+    for layer in (0, 1, 1):  # a segment begins at 0; 1 begins one, then joins
+        placement._buttons[layer].click()
+    assert placement.plan.parts[:2] == ((0, 1), 2)
+    placement._buttons[2].click()
+    assert placement.plan.parts[:3] == ((0, 1), (2,), 3)
+    placement._buttons[0].click()  # nothing to join: kept again, and 1 begins a segment
+    assert placement.plan.parts[:4] == (0, (1,), (2,), 3)
+
+
+@pytest.mark.parametrize("spoken", language.LANGUAGES)
+def test_a_placement_is_scored(chain, spoken):
+    language.choose(spoken)
+    low = smallest_peak(chain).prediction.peak
+    budget = (low + predict(Plan(tuple(range(len(chain)))), chain).peak) // 2
+    placement = Placement(chain, budget)
+    best = best_plan(chain, budget).plan
+    assert placement.plan != best
+    for part in best.parts:
+        if isinstance(part, tuple):
+            for i, layer in enumerate(part):
+                placement.press(layer)
+                if i:
+                    placement.press(layer)
+    assert placement.plan == best
+    bundle = placement._repr_mimebundle_()
+    assert bundle["image/png"] and bundle["text/plain"] == placement.picture.caption
+
+
+def test_the_table_of_layers():
+    with simulated():
+        chain = chain_of([nn.Linear(4, 4), nn.ReLU()], torch.empty(2, 4))
+    rows = layers_table(chain).rows
+    assert [row[1] for row in rows] == ["Linear", "ReLU"] and rows[0][4] == "80 B"
