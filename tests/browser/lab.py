@@ -1,0 +1,432 @@
+"""A real JupyterLab on a copy of the notebooks, and a real Chromium that uses it like a learner."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import Browser, ElementHandle, Page, sync_playwright
+
+import course
+from notebooks import FOLDER, RAISES, ROOT
+
+SETTINGS = {
+    # All cells are on the page, not only those in view.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WINDOW = {"width": 1280, "height": 720}
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+SCREENSHOT_HEIGHT = 2000
+
+
+# The server
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running JupyterLab; `folder` is where its notebooks are."""
+
+    address: str
+    token: str
+    folder: Path
+
+    def url(self, notebook: str) -> str:
+        return f"{self.address}lab/tree/notebooks/{notebook}.ipynb?token={self.token}&reset"
+
+
+@contextmanager
+def jupyterlab(scratch: Path) -> Iterator[Server]:
+    """Start JupyterLab as `course.py` does, for a user in China who has no settings at all."""
+    root, runtime = scratch / "course", scratch / "runtime"
+    shutil.copytree(FOLDER, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    for name, values in SETTINGS.items():
+        file = scratch / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values), encoding="utf-8")
+    command = course.lab_command(
+        sys.executable, root, root / "notebooks" / "00_start_here.ipynb", browser=False,
+        options=["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True"],
+    )  # fmt: skip
+    with open(scratch / "server.log", "wb") as log:
+        process = subprocess.Popen(
+            command, cwd=root, env=_variables(scratch), stdout=log, stderr=log
+        )
+        try:
+            yield _once_started(process, runtime, root / "notebooks", Path(log.name))
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _variables(scratch: Path) -> dict[str, str]:
+    env = course.environment(ROOT) | {
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(scratch),
+        "XDG_CONFIG_HOME": str(scratch / "config"),
+        "JUPYTER_CONFIG_DIR": str(scratch / "jupyter"),
+        "JUPYTER_DATA_DIR": str(scratch / "data"),
+        "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
+        "IPYTHONDIR": str(scratch / "ipython"),
+        "PYTHONWARNINGS": "error:Glyph",
+        "LC_ALL": "zh_CN.UTF-8",
+    }
+    env.pop("COURSE_LANG", None)  # the learner's choice is tried here
+    return env
+
+
+def _once_started(process: subprocess.Popen, runtime: Path, folder: Path, log: Path) -> Server:
+    """Wait for the file in which the server says where it listens."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        for file in runtime.glob("jpserver-*.json"):
+            try:
+                info = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError:  # half written
+                continue
+            return Server(info["url"], info["token"], folder)
+        time.sleep(0.1)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+# The browser
+
+
+def find_chromium() -> str | None:
+    """The system's Chromium or Chrome, or Playwright's own; None where there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found:
+        return found
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+@contextmanager
+def chromium(path: str) -> Iterator[Browser]:
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path,
+            args=["--disable-dev-shm-usage", *(["--no-sandbox"] if root else [])],
+        )
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+# A lesson on the screen
+
+KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+
+LISTEN = """
+() => {
+  const panel = jupyterapp.shell.currentWidget;
+  const heard = window.heard = {problems: [], input: 0, changes: []};
+  panel.sessionContext.session.kernel.iopubMessage.connect((_, message) => {
+    const {header, content} = message;
+    if (header.msg_type === 'error') heard.problems.push(`${content.ename}: ${content.evalue}`);
+    // JupyterLab asks for widgets as soon as the kernel is there; the kernel, which has not yet
+    // loaded ipywidgets, says on its own stderr that it knows none. No cell shows it.
+    const early = /^No such comm/.test(content.text ?? '');
+    if (header.msg_type === 'stream' && content.name === 'stderr' && !early)
+      heard.problems.push(`stderr: ${content.text}`);
+  });
+  for (const kind of ['keydown', 'pointerdown', 'pointermove'])
+    document.addEventListener(kind, event => {
+      if (kind !== 'pointermove' || event.buttons) heard.input = event.timeStamp;
+    }, {capture: true, passive: true});
+  // A picture is new when something beside the sliders has changed and has been painted.
+  new MutationObserver(async mutations => {
+    const areas = new Set(mutations
+      .filter(({target}) => !(target.closest ?? target.parentElement?.closest)
+        ?.call(target.closest ? target : target.parentElement, '.widget-slider'))
+      .map(({target}) => (target.closest ? target : target.parentElement)
+        ?.closest('.jp-OutputArea-output'))
+      .filter(area => area));
+    for (const area of areas) {
+      await Promise.all([...area.querySelectorAll('img')].map(img => img.decode().catch(() => 0)));
+      requestAnimationFrame(now => heard.changes.push({area, at: performance.now(),
+        after: performance.now() - heard.input}));
+    }
+  }).observe(panel.content.node, {subtree: true, childList: true, characterData: true,
+    attributes: true, attributeFilter: ['src']});
+}
+"""
+
+CELL_PROBLEMS = """
+meant => jupyterapp.shell.currentWidget.content.widgets.flatMap(cell => {
+  const model = cell.model, source = model.sharedModel.source.split('\\n')[0];
+  if (model.type !== 'code' || (model.getMetadata('tags') ?? []).includes(meant)) return [];
+  const found = [];
+  for (let i = 0; i < model.outputs.length; i++) {
+    const output = model.outputs.get(i).toJSON();
+    if (output.output_type === 'error') found.push(`${source}: ${output.ename}: ${output.evalue}`);
+    if (output.name === 'stderr') found.push(`${source}: stderr: ${output.text}`);
+  }
+  if (model.sharedModel.source.trim() && !model.executionCount) found.push(`${source}: never ran`);
+  return found;
+})
+"""
+
+PROSE = """
+language => [...document.querySelectorAll('.jp-MarkdownCell')]
+  .filter(cell => cell.querySelector(`span[lang=${language}]:empty`))
+  .map(cell => cell.getClientRects().length > 0)
+"""
+
+
+@dataclass
+class Screen:
+    """A lesson open in the browser."""
+
+    page: Page
+    name: str
+    problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, browser: Browser, server: Server, name: str) -> Screen:
+        """Open a notebook and wait for its kernel."""
+        screen = cls(browser.new_page(viewport=WINDOW), name)
+        page = screen.page
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: screen.problems.append(f"page error: {error}"))
+        page.on("console", screen._hear)
+        page.goto(server.url(name))
+        page.wait_for_selector(".jp-Notebook .jp-Cell")
+        screen.wait_until_idle()
+        page.evaluate(LISTEN)
+        return screen
+
+    def _hear(self, message) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text}")
+
+    def close(self) -> None:
+        self.page.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
+        self.page.close()
+
+    def wait_until_idle(self) -> None:
+        self.page.wait_for_function(f"{KERNEL}?.status === 'idle'")
+
+    def run_all(self) -> float:
+        """Run all cells and return the seconds it took."""
+        started = time.perf_counter()
+        self.page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+        self.wait_until_idle()
+        self.settle()
+        return time.perf_counter() - started
+
+    def run_first_code_cell(self) -> None:
+        """Run the lesson as far as its set-up cell."""
+        self.page.evaluate(
+            """() => {
+              const notebook = jupyterapp.shell.currentWidget.content;
+              notebook.activeCellIndex = notebook.widgets.findIndex(c => c.model.type === 'code');
+              return jupyterapp.commands.execute('notebook:run-cell');
+            }"""
+        )
+        self.page.wait_for_selector(".widget-toggle-buttons button")
+        self.settle()
+
+    def settle(self, quiet: float = 0.4, patience: float = 20) -> None:
+        """Wait until kernel and page have been at rest for `quiet` seconds."""
+        deadline = time.monotonic() + patience
+        seen, since = None, time.monotonic()
+        while time.monotonic() < deadline:
+            state = self.page.evaluate(f"[heard.changes.length, {KERNEL}.status]")
+            if state != seen or state[1] != "idle":
+                seen, since = state, time.monotonic()
+            elif time.monotonic() - since > quiet:
+                return
+            self.page.wait_for_timeout(50)
+        self.problems.append(f"the page did not come to rest within {patience} s")
+
+    def faults(self) -> list[str]:
+        """Everything that has gone wrong since the lesson was opened."""
+        shown = self.page.locator(
+            ".jp-OutputArea-output [role=alert], .jupyter-widgets.jp-mod-error,"
+            " .jp-OutputArea-output:has-text('Error displaying widget')"
+        )
+        return [
+            *self.problems,
+            *self.page.evaluate("heard.problems"),
+            *self.page.evaluate(CELL_PROBLEMS, RAISES),
+            *shown.all_inner_texts(),
+        ]
+
+    # Language
+
+    def language(self) -> str:
+        """The label of the button that is pressed."""
+        return self.page.locator(".widget-toggle-buttons button.mod-active").first.inner_text()
+
+    def choose(self, label: str) -> None:
+        """Click a button of the language switch and wait for everything to be redrawn."""
+        self.page.locator(
+            ".widget-toggle-buttons button", has_text=re.compile(f"^{re.escape(label)}$")
+        ).first.click()
+        self.settle()
+
+    def visible_prose(self, language: str) -> list[bool]:
+        """For each prose cell of `language`, whether it can be seen."""
+        return self.page.evaluate(PROSE, language)
+
+    def slider_labels(self) -> list[str]:
+        return self.page.locator(".widget-slider .widget-label").all_inner_texts()
+
+    def pictures(self) -> list[str]:
+        """The pictures inside widgets, each as a short hash of its address."""
+        addresses = self.page.eval_on_selector_all(
+            ".jp-OutputArea-output .jupyter-widgets img", "all => all.map(img => img.src)"
+        )
+        return [hashlib.sha256(address.encode()).hexdigest()[:8] for address in addresses]
+
+    # Sliders
+
+    def handles(self) -> list[Handle]:
+        found = self.page.query_selector_all(".jp-OutputArea-output .noUi-handle[role=slider]")
+        return [Handle(self, element) for element in found]
+
+    def screenshots(self, language: str) -> list[Path]:
+        """Photograph the whole notebook, from top to bottom, in pieces that can be read."""
+        page, height = self.page, SCREENSHOT_HEIGHT
+        page.set_viewport_size(WINDOW | {"height": height})
+        panel = page.query_selector(".jp-NotebookPanel-notebook .jp-WindowedPanel-outer")
+        size = panel.bounding_box()
+        total = panel.evaluate(  # up to the last cell, without the empty page below it
+            """panel => panel.scrollTop - panel.getBoundingClientRect().top
+                + [...panel.querySelectorAll('.jp-Cell')].at(-1).getBoundingClientRect().bottom"""
+        )
+        SCREENSHOTS.mkdir(exist_ok=True)
+        for old in SCREENSHOTS.glob(f"{self.name}-{language}-*.png"):
+            old.unlink()
+        files, top = [], 0
+        while top < total:
+            at = panel.evaluate(
+                "(panel, top) => { panel.scrollTop = top; return panel.scrollTop }", top
+            )
+            page.wait_for_timeout(100)
+            skip = top - at  # of the last piece, what the one before it has shown
+            clip = size | {"y": size["y"] + skip, "height": min(size["height"], total - at) - skip}
+            files.append(SCREENSHOTS / f"{self.name}-{language}-{len(files) + 1}.png")
+            page.screenshot(path=files[-1], clip=clip)
+            top += int(size["height"])
+        page.set_viewport_size(WINDOW)
+        return files
+
+
+@dataclass
+class Handle:
+    """One slider's handle, moved by keys and by the mouse."""
+
+    screen: Screen
+    element: ElementHandle
+    seconds: list[float] = field(default_factory=list)  # from each input to its new picture
+    at: dict[str, str] = field(default_factory=dict)  # what is beside the slider, per position
+
+    KEYS = ("Home", "ArrowRight", "ArrowRight", "PageUp", "End", "ArrowLeft", "PageDown")
+    STOPS = (0.0, 0.35, 1.0, 0.7)  # of the way, for the mouse
+    PATIENCE = 5.0
+
+    @property
+    def label(self) -> str:
+        return self.element.evaluate(
+            "handle => handle.closest('.widget-slider').querySelector('.widget-label').innerText"
+        )
+
+    @property
+    def position(self) -> str:
+        return self.element.get_attribute("aria-valuetext")
+
+    def picture(self) -> str:
+        """What stands beside the sliders: the words, and pictures by their addresses."""
+        return self.element.evaluate(
+            """handle => {
+              const area = handle.closest('.jp-OutputArea-output').cloneNode(true);
+              area.querySelectorAll('.widget-slider').forEach(slider => slider.remove());
+              return area.innerHTML.replace(/id="[^"]*"/g, '');
+            }"""
+        )
+
+    def try_everything(self) -> list[str]:
+        """Go to both ends and some places between, by keys and by mouse; return what is wrong."""
+        self.element.scroll_into_view_if_needed()
+        complaints = []
+        for key in self.KEYS:
+            complaints += self._move(key, lambda key=key: self.element.press(key))
+        for stop in self.STOPS:
+            complaints += self._move(f"drag to {stop:.0%}", lambda stop=stop: self._drag(stop))
+        if len(self.at) < 2:
+            complaints.append(f"{self.label}: never moved")
+        return complaints
+
+    def _move(self, what: str, act) -> list[str]:
+        """Do `act`; where it moved the handle, the picture has to follow."""
+        before = self.position
+        seen = self.screen.page.evaluate("heard.changes.length")
+        act()
+        if self.position == before:
+            return []
+        seconds = self._until_painted(seen)
+        where = f"{self.label}, {what}, {before} → {self.position}"
+        if seconds is None:
+            return [f"{where}: the picture did not change"]
+        self.screen.settle(quiet=0.25)
+        self.seconds.append(self._last_change(seen) if "drag" in what else seconds)
+        shown, known = self.picture(), self.at.get(self.position)
+        self.at[self.position] = shown
+        if known is not None and shown != known:
+            return [f"{where}: not the picture that this position had before"]
+        return []
+
+    def _until_painted(self, seen: int) -> float | None:
+        """Seconds from the input to the first new picture in this slider's output."""
+        deadline = time.monotonic() + self.PATIENCE
+        while time.monotonic() < deadline:
+            times = self._changes(seen)
+            if times:
+                return times[0]
+            self.screen.page.wait_for_timeout(20)
+        return None
+
+    def _last_change(self, seen: int) -> float:
+        return self._changes(seen)[-1]
+
+    def _changes(self, seen: int) -> list[float]:
+        found = self.element.evaluate(
+            """(handle, seen) => {
+              const area = handle.closest('.jp-OutputArea-output');
+              return heard.changes.slice(seen).filter(c => c.area === area).map(c => c.after);
+            }""",
+            seen,
+        )
+        return [milliseconds / 1000 for milliseconds in found]
+
+    def _drag(self, stop: float) -> None:
+        """Drag the handle with the mouse to a fraction of the track, in small steps."""
+        mouse = self.screen.page.mouse
+        track = self.element.evaluate_handle("handle => handle.closest('.noUi-target')")
+        box, handle = track.as_element().bounding_box(), self.element.bounding_box()
+        mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        mouse.down()
+        mouse.move(box["x"] + stop * box["width"], handle["y"] + handle["height"] / 2, steps=8)
+        mouse.up()

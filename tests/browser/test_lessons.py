@@ -1,0 +1,130 @@
+"""Each lesson in real JupyterLab: run all, switch the language, move every slider, look at it.
+
+A lesson is run once and then read in both languages, as a learner would who changes their mind.
+"""
+
+import re
+import statistics
+
+import pytest
+from lab import Screen
+from notebook_rules import HAN
+
+from notebooks import build, lessons, python
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+BUTTON = {"zh": "中文", "en": "English", "both": "中文 + English"}
+GOAL_MILLISECONDS = 100
+LESSONS = lessons()
+
+
+@pytest.fixture(scope="module", params=LESSONS, ids=str)
+def screen(request, browser, server, report):
+    """The lesson after Run All, in a kernel whose locale is Chinese."""
+    opened = Screen.open(browser, server, str(request.param))
+    report(f"{request.param}: Run All in the browser {opened.run_all():.1f} s")
+    yield opened
+    opened.close()
+
+
+def test_run_all(screen):
+    assert screen.faults() == []
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_read_in(screen, language, report):
+    screen.choose(BUTTON[language])
+    screen.screenshots(language)
+    other = {"zh": "en", "en": "zh"}[language]
+    assert all(screen.visible_prose(language)) and screen.visible_prose(language)
+    assert not any(screen.visible_prose(other))
+    for label in screen.slider_labels():
+        assert bool(re.search(HAN, label)) == (language == "zh"), label
+    complaints, seconds = [], []
+    for handle in screen.handles():
+        complaints += handle.try_everything()
+        seconds += handle.seconds
+    assert not complaints + screen.faults()
+    if seconds:
+        report(f"{screen.name}, {language}: {latency(seconds)}")
+
+
+def test_pictures_follow_the_language(screen):
+    shown = {}
+    for language in ("zh", "en"):
+        screen.choose(BUTTON[language])
+        shown[language] = screen.pictures()
+    both = list(zip(shown["zh"], shown["en"], strict=True))
+    assert [place for place, (zh, en) in enumerate(both) if zh == en] == []
+
+
+def test_both_languages_side_by_side(screen):
+    screen.choose(BUTTON["both"])
+    assert all(screen.visible_prose("zh") + screen.visible_prose("en"))
+    assert screen.faults() == []
+
+
+def latency(seconds: list[float]) -> str:
+    """The time from handle to picture in words: median, 95th percentile, and the goal."""
+    worst = statistics.quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
+    return (
+        f"handle to picture, {len(seconds)} moves: median {1000 * statistics.median(seconds):.0f} "
+        f"ms, 95th percentile {1000 * worst:.0f} ms (goal {GOAL_MILLISECONDS} ms)"
+    )
+
+
+def test_the_language_starts_from_the_locale_and_is_remembered(browser, server):
+    first, last = str(LESSONS[0]), str(LESSONS[-1])
+    for name, expected, then in (
+        (first, None, "中文"),
+        (last, "中文", "English"),
+        (first, "English", "中文"),
+    ):
+        screen = Screen.open(browser, server, name)
+        screen.run_first_code_cell()
+        assert expected in (None, screen.language())
+        screen.choose(then)
+        screen.close()
+
+
+BROKEN = """\
+import ipywidgets as w
+
+shown = w.HTML("0")
+def moved(change):
+    if change["new"] == 10:
+        raise ArithmeticError("at the end")
+    shown.value = str(min(change["new"], 7))
+slider = w.IntSlider(max=10, description="bad")
+slider.observe(moved, "value")
+w.VBox([slider, shown])"""
+FORGETFUL = """\
+count = []
+def counted(change):
+    count.append(0)
+    shown2.value = str(len(count))
+slider2, shown2 = w.IntSlider(max=10, description="forgets"), w.HTML("0")
+slider2.observe(counted, "value")
+w.VBox([slider2, shown2])"""
+CONSOLE = """\
+from IPython.display import HTML
+HTML('<img src="nowhere.png" onerror="console.error(\\'seen\\')">')"""
+
+
+def test_faults_of_a_bad_lesson_are_found(browser, server):
+    """What the tests above rely on: errors, dead sliders and console messages are noticed."""
+    cells = map(python, (BROKEN, FORGETFUL, CONSOLE, "1 / 0"))
+    build(server.folder / "99_broken.ipynb", *cells)
+    screen = Screen.open(browser, server, "99_broken")
+    screen.run_all()
+    faults = "\n".join(screen.faults())
+    assert "ZeroDivisionError" in faults and "console: seen" in faults
+    bad, forgetful = screen.handles()
+    bad.PATIENCE = 1.0
+    found = "\n".join(bad.try_everything())
+    assert "bad, End, 1" not in found and "→ 10: the picture did not change" in found
+    assert "ArithmeticError: at the end" in "\n".join(screen.faults())
+    assert any("not the picture" in complaint for complaint in forgetful.try_everything())
+    assert len(forgetful.at) >= 4 and "0" in forgetful.at and "10" in forgetful.at
+    screen.close()

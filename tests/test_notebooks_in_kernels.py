@@ -1,0 +1,263 @@
+"""Every lesson in real kernels: run all twice, each cell again in place, exercises, both languages.
+
+One kernel per lesson and language does all of it; the tests look at what it recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from notebook_rules import HAN
+
+from notebooks import (
+    IGNORED_OUTPUT,
+    Kernel,
+    Lesson,
+    Ran,
+    build,
+    kernel,
+    lessons,
+    markdown,
+    named,
+    prose,
+    python,
+    tags,
+)
+
+pytestmark = pytest.mark.slow
+
+GOAL_SECONDS = 30
+LIMIT_SECONDS = 300  # not a matter of speed any more: something hangs
+
+
+# What a kernel is made to do
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Each code cell executed twice, and each exercise's stub and folded solution."""
+
+    first: list[Ran]
+    second: list[Ran]
+    stubs: list[Ran]
+    solutions: list[Ran]
+    unpictured: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Ran]:
+        yield from [*self.first, *self.second, *self.stubs, *self.solutions]
+
+
+def run_all_twice(lesson: Lesson, live: Kernel) -> Runs:
+    """Run All in a fresh kernel, Run All again in it, then the exercises."""
+    first = [live.run(cell) for cell in lesson.code]
+    second = [live.run(cell) for cell in lesson.code]
+    return Runs(first, second, *run_exercises(lesson, live), sliders_without_a_picture(first, live))
+
+
+def run_each_twice(lesson: Lesson, live: Kernel) -> Runs:
+    """Each cell twice in a row in a fresh kernel, then the exercises."""
+    pairs = [(live.run(cell), live.run(cell)) for cell in lesson.code]
+    first, second = ([pair[i] for pair in pairs] for i in (0, 1))
+    return Runs(first, second, *run_exercises(lesson, live))
+
+
+def run_exercises(lesson: Lesson, live: Kernel) -> tuple[list[Ran], list[Ran]]:
+    """Each exercise's stub as it stands, and its folded solution in place of the stub."""
+    tried = [
+        (live.run(exercise.cell), live.run(python(exercise.solved)))
+        for exercise in lesson.exercises()
+    ]
+    return [stub for stub, _ in tried], [solution for _, solution in tried]
+
+
+# What may be wrong
+
+
+def failures(runs: Runs) -> list[str]:
+    """Cells that raised, warned, or wrote anything else to stderr."""
+    errors = [ran.error for ran in runs if ran.error]
+    return errors + [f"{named(ran.cell)}: stderr: {ran.stderr}" for ran in runs if ran.stderr]
+
+
+def changes(runs: Runs) -> list[str]:
+    """Cells that said something else the second time, those excepted that are meant to."""
+    return [
+        f"{named(before.cell)}: first {before.texts}, then {after.texts}"
+        for before, after in zip(runs.first, runs.second, strict=True)
+        if before.texts != after.texts and IGNORED_OUTPUT not in tags(before.cell)
+    ]
+
+
+def wrong_language(runs: Runs, language: str) -> list[str]:
+    """Lines of output in the other language: English sentences, or Chinese characters."""
+    other = r"[A-Za-z]{2,}(?: [a-z]{2,}){3}" if language == "zh" else HAN
+    return [
+        f"{named(ran.cell)}: {line}"
+        for ran in runs
+        for text in ran.texts
+        for line in text.replace("中文", "").splitlines()
+        if re.search(other, line) and not (language == "zh" and re.search(HAN, line))
+    ]
+
+
+def untaught(runs: Runs) -> list[str]:
+    """Stubs that are not kindly unfinished, and solutions that do not pass."""
+    complaints = []
+    for ran, sign in [(stub, "✏️") for stub in runs.stubs] + [(s, "✅") for s in runs.solutions]:
+        said = "\n".join(ran.texts)
+        if sign not in said or ran.error:
+            complaints.append(f"{named(ran.cell)}: no {sign} but {ran.error or said!r}")
+    return complaints
+
+
+def sliders_without_a_picture(runs: list[Ran], live: Kernel) -> list[str]:
+    """Outputs with sliders that would be blank where no widget runs."""
+    return [
+        f"{named(ran.cell)}: sliders and beside them only {sorted(output.data)}"
+        for ran in runs
+        for output in ran.outputs
+        if live.sliders(output) and not {"image/png", "text/plain"} <= set(output.data)
+    ]
+
+
+# The lessons
+
+
+@pytest.fixture(scope="module", params=lessons(), ids=str)
+def lesson(request) -> Lesson:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def english(lesson, tmp_path_factory) -> Runs:
+    with kernel("en", tmp_path_factory.mktemp("en")) as live:
+        return run_all_twice(lesson, live)
+
+
+@pytest.fixture(scope="module")
+def chinese(lesson, tmp_path_factory) -> Runs:
+    with kernel("zh", tmp_path_factory.mktemp("zh")) as live:
+        return run_each_twice(lesson, live)
+
+
+def test_run_all_twice(english):
+    assert not failures(english)
+
+
+def test_run_all_again_says_the_same(english):
+    assert not changes(english)
+
+
+def test_run_all_is_quick(lesson, english, report):
+    seconds = sum(ran.seconds for ran in english.first)
+    slowest = max(english.first, key=lambda ran: ran.seconds)
+    late = f", over the goal of {GOAL_SECONDS} s" if seconds > GOAL_SECONDS else ""
+    report(
+        f"{lesson}: Run All {seconds:.1f} s{late}; slowest {slowest.seconds:.1f} s, "
+        f"{named(slowest.cell)}"
+    )
+    assert seconds < LIMIT_SECONDS
+
+
+def test_each_cell_again_in_place(chinese):
+    """In Chinese, where a glyph that the font lacks is an error."""
+    assert not failures(chinese)
+
+
+def test_english_is_spoken(english):
+    assert not wrong_language(english, "en")
+
+
+def test_chinese_is_spoken(chinese):
+    assert any(re.search(HAN, text) for ran in chinese for text in ran.texts)
+    assert not wrong_language(chinese, "zh")
+
+
+def test_stubs_are_unfinished_and_solutions_pass(english, chinese):
+    assert not untaught(english) + untaught(chinese)
+
+
+def test_sliders_leave_a_picture_where_no_widget_runs(english):
+    assert not english.unpictured
+
+
+# The checks themselves
+
+SETUP = python(
+    "from course_lib.language import text, say\n"
+    "say(zh='准备好了。', en='Ready to start with the course.')",
+    "setup",
+)
+STUB = """\
+def double(n):
+    return None
+
+
+print('✏️' if double(1) is None else '✅' if double(1) == 2 else '❌')"""
+SLIDER = """\
+import ipywidgets as w
+from IPython.display import display
+
+class Explorer(w.VBox):
+    def _repr_mimebundle_(self, **kwargs):
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": "iVBORw0KGgo="}
+
+Explorer([w.IntSlider(), w.HBox([w.Label("x")])])"""
+GLYPH = "import matplotlib.pyplot as plt\nplt.title('\\U000137ff')\nplt.show()"
+
+
+def exercise(stub: str, solution: str) -> list:
+    """The section of an exercise, with its solution folded."""
+    body = f"<details><summary>Solution</summary>\n\n```python\n{solution}\n```\n\n</details>"
+    return [markdown("## 练习 · Exercise"), *prose(body, body), python(stub, "exercise")]
+
+
+def scratch(tmp_path: Path, language: str, *cells, run=run_all_twice) -> Runs:
+    lesson = build(tmp_path / "00_scratch.ipynb", SETUP, *cells)
+    with kernel(language, tmp_path, tmp_path) as live:
+        return run(lesson, live)
+
+
+def test_a_good_lesson_passes(tmp_path):
+    solved = STUB.replace("None\n", "2 * n\n", 1)
+    cells = [python("1 + 1"), python(SLIDER), *exercise(STUB, solved)]
+    runs = scratch(tmp_path, "en", *cells)
+    assert len(runs.first) == len(runs.second) == 4
+    assert runs.solutions[0].texts == ["✅\n"]
+    found = failures(runs) + changes(runs) + untaught(runs) + wrong_language(runs, "en")
+    assert found + runs.unpictured == []
+
+
+def test_faults_of_a_bad_lesson_are_found(tmp_path):
+    bare_slider = SLIDER.replace("image/png", "image/svg+xml")
+    cells = [
+        python("1 / 0"),
+        python("import warnings; warnings.warn('old')"),
+        python(GLYPH),
+        python("count = globals().get('count', 0) + 1\ncount"),
+        python("'这句没有英文'"),
+        python(bare_slider),
+        *exercise(STUB, "def double(n):\n    return 3 * n"),
+        *exercise("raise ValueError('in the stub')", STUB),
+    ]
+    runs = scratch(tmp_path, "en", *cells)
+    failed = "\n".join(failures(runs))
+    assert "ZeroDivisionError" in failed and "UserWarning: old" in failed
+    assert "Glyph 79871" in failed and "missing from font" in failed
+    assert len(changes(runs)) == 1 and "first ['1'], then ['2']" in changes(runs)[0]
+    assert {line[-8:] for line in wrong_language(runs, "en")} == {"'这句没有英文'"}
+    assert len(runs.unpictured) == 1 and "svg" in runs.unpictured[0]
+    assert ["no ✅ but '❌" in line for line in untaught(runs)] == [False, True, False]
+    assert "in the stub" in untaught(runs)[0]
+
+
+def test_a_cell_that_works_only_once_is_found(tmp_path):
+    cells = [python("x = [1]"), python("x.pop()"), python("'not said in the other language'")]
+    assert failures(scratch(tmp_path, "zh", *cells)) == []
+    runs = scratch(tmp_path, "zh", *cells, run=run_each_twice)
+    assert "pop from empty list" in failures(runs)[0]
+    assert len(wrong_language(runs, "zh")) == 2
