@@ -61,12 +61,11 @@ class CPUAllocator:
 
     The profiler reports every allocation and free of the calling thread, operators' internal
     workspace included. A mark is an allocation too: of a size that no tensor of numbers has, freed
-    at once, found again by its address, and taken out of the stream.
+    at once, found again by its size and address, and taken out of the stream.
     """
 
     name = "cpu allocator"
     sees_workspace = True
-    _MARK_BYTES = 4099  # prime: no tensor of 2-, 4- or 8-byte numbers has this size
 
     def __init__(self) -> None:
         self._mark_addresses: list[int] = []
@@ -92,9 +91,8 @@ class CPUAllocator:
 
     def mark(self) -> None:
         """Put the next mark into the stream; marks are numbered from 0."""
-        self._mark_addresses.append(
-            torch.UntypedStorage(self._MARK_BYTES, device="cpu").data_ptr()
-        )
+        size = _mark_bytes(len(self._mark_addresses))
+        self._mark_addresses.append(torch.UntypedStorage(size, device="cpu").data_ptr())
 
     def address(self, tensor: torch.Tensor) -> int:
         """Where the tensor's storage begins; 0 if it has no bytes."""
@@ -129,8 +127,8 @@ class CPUAllocator:
             if inside_mark:  # the mark's own free
                 inside_mark = False
             elif (
-                size == self._MARK_BYTES
-                and passed < len(marks)
+                passed < len(marks)
+                and size == _mark_bytes(passed)
                 and address == marks[passed]
                 and following is not None
                 and following.extra_fields.ptr == address
@@ -144,6 +142,16 @@ class CPUAllocator:
         if passed != len(marks):
             raise RuntimeError(f"{len(marks) - passed} of {len(marks)} marks were lost")
         return stream
+
+
+def _mark_bytes(number: int) -> int:
+    """The size of a mark: odd, so that no tensor of 2-, 4- or 8-byte numbers has it.
+
+    Marks that follow each other differ. If the step allocates and frees bytes just like the next
+    mark's, those are taken for it, and the mark itself for theirs; the one after that is told
+    apart again, and no later mark is misplaced.
+    """
+    return 4099 + 2 * (number % 64)
 
 
 class SimulatedTensors:

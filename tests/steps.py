@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy
@@ -298,11 +298,20 @@ def resized_in_place() -> Step:
 
 @a_step
 def bytes_as_large_as_a_mark() -> Step:
+    return _bytes_in_the_way([4099] * 10)
+
+
+@a_step
+def bytes_as_large_as_every_mark() -> Step:
+    return _bytes_in_the_way(range(4099, 4099 + 2 * 64, 2))
+
+
+def _bytes_in_the_way(sizes: Iterable[int]) -> Step:
     def run() -> None:
-        for _ in range(10):
-            x = torch.zeros(4099, dtype=torch.uint8)
+        for size in sizes:
+            x = torch.zeros(size, dtype=torch.uint8)
             x = x + 1
-            torch.UntypedStorage(4099)
+            torch.UntypedStorage(size)
         (leaf(64) * x[:64]).sum().backward()
 
     return Step(run)

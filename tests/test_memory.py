@@ -116,6 +116,17 @@ def test_measuring_twice_gives_the_same_bytes() -> None:
     assert list(map(bytes_and_names, first.events)) == list(map(bytes_and_names, second.events))
 
 
+@pytest.mark.parametrize("name", ("bytes_as_large_as_a_mark", "bytes_as_large_as_every_mark"))
+def test_the_steps_own_blocks_are_never_taken_for_marks(name: str) -> None:
+    seen = []
+    for _ in range(25):  # where malloc puts things depends on what ran before
+        measured_anew("mlp")
+        trace = measured_anew(name)
+        seen.append((trace.kept, trace.at_peak))
+    assert seen == seen[:1] * len(seen)
+    assert seen[0][0][Role.TEMPORARY] == 64 * 4 + 4  # the leaf and the loss
+
+
 def test_a_tensor_nobody_mentioned_is_found() -> None:
     weight, x = torch.randn(8, 4, requires_grad=True), torch.randn(2, 8)
     trace = measure(lambda: (x @ weight).sum().backward())
