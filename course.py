@@ -31,7 +31,7 @@ USAGE_ZH = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
     打开课程；LESSON 是 1、01 或文件名，默认 00；-- 之后的选项交给 JupyterLab
 python course.py test [pytest …]
-    安装测试工具并运行全部测试；给出 pytest 参数时只运行所指的部分
+    安装测试工具并运行全部测试；给出 pytest 参数，就只运行选中的测试
 python course.py refresh [LESSON …]
     从头到尾重新运行课程的 notebook，并保存输出
 """
@@ -40,9 +40,9 @@ python course.py [lab] [LESSON] [--no-browser] [-- …]
     open the course; LESSON is 1, 01 or a file name, 00 by default;
     options after -- go to JupyterLab
 python course.py test [pytest …]
-    install the test tools and run every test, or only what pytest arguments name
+    install the test tools and run every test, or only those that pytest arguments select
 python course.py refresh [LESSON …]
-    run the lessons' notebooks again from top to bottom and store their outputs"""
+    rerun the lessons from top to bottom and store their outputs"""
 
 
 class Stop(Exception):
@@ -257,7 +257,7 @@ def install(root, wanted, packages):
     files = " + ".join(wanted)
     say(
         "正在安装 {} …（第一次要几分钟）".format(files),
-        "Installing {} … (minutes at first)".format(files),
+        "Installing {} … (the first time takes a few minutes)".format(files),
     )
     stamp = stamp_of(root)
     if stamp.exists():
@@ -269,9 +269,9 @@ def install(root, wanted, packages):
     code = run(command, environment(root), root)
     if code:
         raise Stop(
-            "安装没有成功，原因见上面 pip 的输出；修好（多半是网络）后再运行一次，会接着装完。",
-            "The installation failed, for the reason pip gives above; mend it (often it is the "
-            "network) and run this again: it carries on.",
+            "安装没有成功，原因见上面 pip 的输出（多半是网络）；解决之后再运行一次，会接着装完。",
+            "The installation failed, for the reason pip gives above; fix it (often it is the "
+            "network) and run this again: it picks up where it stopped.",
         )
     quieten_jupyterlab(root)
     fresh = stamp.with_suffix(".new")
@@ -382,7 +382,7 @@ def lab(arguments, root=ROOT):
     lesson = find_lesson(names[0] if names else "0", root)
     prepare(root)
     title = lesson.stem
-    say("正在打开 {} …（Ctrl-C 结束）".format(title), "Opening {} … (Ctrl-C ends it)".format(title))
+    say("正在打开 {} …（Ctrl-C 结束）".format(title), "Opening {} … (Ctrl-C to stop)".format(title))
     command = lab_command(python_of(root), root, lesson, browser, options)
     return become(command, environment(root), root)
 
@@ -439,7 +439,7 @@ def main(arguments):
     except PermissionError as error:
         say(
             "没有写入权限：{}；请把课程放到自己的文件夹里。".format(error.filename),
-            "No permission to write {}; move the course to a folder of yours.".format(
+            "No permission to write {}; move the course to a folder of your own.".format(
                 error.filename
             ),
             stream=sys.stderr,

@@ -78,7 +78,7 @@ class CPUAllocator:
                 text(
                     zh="torch.profiler 正在运行，而 measure 自己也要用它。请先结束那个 profiler。",
                     en="torch.profiler is already running, and measure needs it for itself. "
-                    "End that profiler first.",
+                    "Stop that profiler first.",
                 )
             )
         config = ProfilerConfig(

@@ -167,8 +167,8 @@ def sizes_explorer(grid: Grid) -> Explorer:
         return SizesFrame(found, block, block_formula(found.sizes))
 
     controls = [
-        Control("batch", "批大小 b", "batch b", BATCHES, 8),
-        Control("sequence", "序列长度 s", "sequence s", sequences, sequences[0]),
+        Control("batch", "批大小 b", "batch size b", BATCHES, 8),
+        Control("sequence", "序列长度 s", "sequence length s", sequences, sequences[0]),
         Control("depth", "深度（块数）", "depth (blocks)", depths, depths[-1]),
         Control("width", "宽度 h", "width h", widths, widths[len(widths) // 2]),
     ]
@@ -214,14 +214,14 @@ def share_explorer(traces: dict[int, MemoryTrace]) -> Explorer:
         place, share, trace = data
         zh, en = PHASE_IN_A_SENTENCE[trace.peak_phase]
         title = (
-            f"批大小 {batches[place]}：激活值占峰值的 {share:.0f} %，峰值落在{zh}",
-            f"Batch {batches[place]}: activations are {share:.0f} % of the peak, "
+            f"批大小 {batches[place]}：激活值占峰值的 {share:.0f}%，峰值落在{zh}",
+            f"Batch size {batches[place]}: activations are {share:.0f}% of the peak, "
             f"which falls in {en}",
         )
         curve = Curve(("激活值", "activations"), shares, COLOURS[Role.ACTIVATION])
         draw_curves(figure, batches, [curve], mark=place, title=title, limit=100, log_x=True,
-                    x_name=("批大小", "batch"), y_name=("占峰值的 %", "% of the peak"),
-                    show=lambda value: f"{value:.0f} %")  # fmt: skip
+                    x_name=("批大小", "batch size"), y_name=("占峰值的 %", "% of the peak"),
+                    show=lambda value: f"{value:.0f}%")  # fmt: skip
 
     def caption(data: tuple[int, float, MemoryTrace]) -> tuple[str, str]:
         place, _, trace = data
@@ -229,8 +229,8 @@ def share_explorer(traces: dict[int, MemoryTrace]) -> Explorer:
         peak = size_text(trace.peak)
         return (
             f"批大小 {batches[place]}：峰值 {peak}，其中激活值 {activations}",
-            f"batch {batches[place]}: peak {peak}, of which activations {activations}",
+            f"batch size {batches[place]}: peak {peak}, of which activations {activations}",
         )
 
-    return Explorer([Control("batch", "批大小", "batch", batches, batches[0])],
+    return Explorer([Control("batch", "批大小", "batch size", batches, batches[0])],
                     frame, draw, caption, size=(8.2, 3.4))  # fmt: skip

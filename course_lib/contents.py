@@ -39,15 +39,15 @@ LESSONS = (
             "predict, to the byte, what a model keeps for backward; name every byte at the peak")),
     Lesson("02_manual_recomputation", "手动重计算", "Manual recomputation", 60,
            ("从零写出检查点，梯度与普通反向传播逐位相同",
-            "write checkpointing from nothing, with the same gradients bit for bit")),
+            "write checkpointing from scratch, with the same gradients bit for bit")),
     Lesson("03_torch_utils_checkpoint", "torch.utils.checkpoint", "torch.utils.checkpoint", 60,
-           ("用好它，并认出它出错的每一种方式，尤其是悄无声息的那些",
-            "use it well, and recognise each way it fails, above all the silent ones")),
+           ("把它用好，并认出它出错的种种方式，尤其是悄无声息的那些",
+            "use it well, and recognise the many ways it fails, above all the silent ones")),
     Lesson("04_lightning_flag", "Lightning 开关", "The Lightning flag", 40,
            ("把配置文件里的 gradient_checkpointing: true 变成包好的块",
             "turn gradient_checkpointing: true in a config file into wrapped blocks")),
     Lesson("05_placing_checkpoints", "检查点放在哪里", "Placing checkpoints", 40,
-           ("选多少个、放哪里；给定预算求最好的方案",
+           ("选好放多少个、放在哪里；给定预算，求出最好的方案",
             "choose how many and where; find the best plan for a budget")),
 )  # fmt: skip
 
@@ -80,20 +80,21 @@ CLAIMS = (
     Claim("A8", "给模型传 gradient_checkpointing=True 就打开了它",
           "Passing gradient_checkpointing=True to a model turns it on", "04"),
     Claim("A9", "Lightning 的 gradient_checkpointing 参数会自动用到所有层",
-          "Lightning's gradient_checkpointing parameter applies it to all layers by itself", "04"),
-    Claim("A10", "通常节省 30–50 % 的内存",
-          "It usually saves 30–50 % of memory", "03"),
-    Claim("A11", "通常只慢 20–30 %",
-          "It is usually only 20–30 % slower", "03"),
+          "Lightning's gradient_checkpointing parameter applies it to all layers automatically",
+          "04"),
+    Claim("A10", "通常节省 30–50% 的内存",
+          "It usually saves 30–50% of memory", "03"),
+    Claim("A11", "通常只慢 20–30%",
+          "It is usually only 20–30% slower", "03"),
     Claim("A12", "内存紧张而算力充裕时用它",
-          "Use it when memory is short and compute is plenty", "05"),
+          "Use it when memory is short and compute is plentiful", "05"),
 )  # fmt: skip
 
 
 def lessons() -> Table:
     """The lessons that are there, as links, with minutes."""
     return Table(
-        [("", ""), ("课程", "lesson"), ("之后你能做到", "afterwards you can"),
+        [("", ""), ("课程", "lesson"), ("学完你能", "afterwards you can"),
          ("分钟", "minutes")],
         [
             [lesson.number, Link(lesson), lesson.able, lesson.minutes]

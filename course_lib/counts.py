@@ -131,8 +131,8 @@ def _caption(choice: Choice) -> tuple[str, str]:
     low, middle, high = (f"{more:+.0%}" for more in choice.more_time)
     flops = f"{choice.more_flops:+.1%}"
     return (
-        f"峰值 {sizes[0]}；前向传播结束时保存 {sizes[1]}；同时在场的重计算最多 {sizes[2]}；"
+        f"峰值 {sizes[0]}；前向传播结束时保存 {sizes[1]}；一次最多重算出 {sizes[2]}；"
         f"FLOPs {flops}；时间 {middle}（{low} 到 {high}）",
-        f"peak {sizes[0]}; kept at the end of forward {sizes[1]}; recomputed at once at most "
-        f"{sizes[2]}; FLOPs {flops}; time {middle} ({low} to {high})",
+        f"peak {sizes[0]}; kept at the end of forward {sizes[1]}; at most {sizes[2]} "
+        f"recomputed at a time; FLOPs {flops}; time {middle} ({low} to {high})",
     )

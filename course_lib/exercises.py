@@ -130,8 +130,8 @@ def compare(
     if key not in _predictions:
         raise KeyError(
             text(
-                zh=f"还没有问过「{key}」这个预测：请先运行上面带输入框的单元格。",
-                en=f"No prediction {key!r} was asked for yet: run the cell with its field first.",
+                zh=f"还没有问过“{key}”这个预测：请先运行上面带输入框的单元格。",
+                en=f"Prediction {key!r} has not been asked for: run the cell with its field first.",
             )
         )
     prediction = _predictions[key]
@@ -334,7 +334,7 @@ def check_kept_bytes(answer: Callable[[int, int, int, int], Any]) -> Verdict:
         "right",
         "四组尺寸都对，一个字节不差。x 有两个使用者，却只存一份；SiLU 存输入，乘法存两个因子，"
         "最后一个 Linear 存它的输入。",
-        "Right for all four sizes, to the byte. x has two users and is kept once; SiLU keeps its "
+        "Right for all four sizes, to the byte. x is used twice but kept once; SiLU keeps its "
         "input, the product both factors, the last Linear its input.",
     )
 
@@ -368,7 +368,7 @@ def _wrong_kept_bytes(said: Any, expected: int, sizes: tuple, block: nn.Module) 
     return Verdict(
         "wrong",
         f"{where}：你得 {said:,}，实测 {expected:,} 字节，差 {said - expected:+,}。{zh}",
-        f"{where}: yours is {said:,}, measured are {expected:,} bytes, {said - expected:+,}. {en}",
+        f"{where}: yours is {said:,} bytes, measured {expected:,}, {said - expected:+,}. {en}",
     )
 
 

@@ -109,7 +109,7 @@ def _check_repair(
             f"{name}：梯度对了，但峰值 {peak:,} 字节，不用检查点是 {plain_peak:,}。"
             "整条链包成一个检查点，反向时就一起回来；要每层一个。",
             f"{name}: the gradients are right, but the peak is {peak:,} bytes, and {plain_peak:,} "
-            "without checkpoints. One checkpoint round the whole chain brings all of it back at "
+            "without checkpoints. One checkpoint around the whole chain brings all of it back at "
             "once; use one per layer.",
         )
     return None
@@ -237,7 +237,7 @@ def check_budget(forward: Callable[[Mixed, Tensor], Any]) -> Verdict:
             f"{figures_zh}，上限是 {MORE_FLOPS:+.0%}。内存够了，算得太多：哪种块重算起来贵，"
             f"省得却少？",
             f"{figures_en}, where {MORE_FLOPS:+.0%} is allowed. The memory is right, the price is "
-            "not: which kind of block is dear to recompute and saves little?",
+            "not: which kind of block is expensive to recompute and saves little?",
         )
     return Verdict(
         "right", f"{figures_zh}。梯度逐位相同。", f"{figures_en}. The same gradients, bit for bit."
@@ -248,7 +248,7 @@ def check_budget(forward: Callable[[Mixed, Tensor], Any]) -> Verdict:
 
 _REASONS = {
     "A": ("它看得出来", "it does see it"),
-    "B": ("数值全对，错的是内存", "all numbers are right; memory is what is wrong"),
+    "B": ("数值全对，错的是内存", "all numbers are right; it is the memory that is wrong"),
     "C": ("要两个进程才显形", "it takes two processes to show"),
     "D": ("这一次运行里没有发生", "it does not happen in this run"),
 }
@@ -304,7 +304,7 @@ def check_blind_spots(answer: Callable[[], Any]) -> Verdict:
     return Verdict(
         "right",
         "全对。" + "".join(f"\n{name}：{zh}" for name, (_, zh, _) in reasons),
-        "All right." + "".join(f"\n{name}: {en}" for name, (_, _, en) in reasons),
+        "All correct." + "".join(f"\n{name}: {en}" for name, (_, _, en) in reasons),
     )
 
 

@@ -222,8 +222,8 @@ def _check_training(answer: type[Regressor]) -> tuple[int, int]:
         raise _Fault(
             f"开着时峰值是 {peaks[1]:,} 字节，关着时 {peaks[0]:,}：几乎没有省。每层各设一个检查点，"
             "不要把所有层放进同一个。",
-            f"With the flag the peak is {peaks[1]:,} bytes, without {peaks[0]:,}: hardly less. "
-            "Give each layer a checkpoint of its own, not one to all of them.",
+            f"With the flag the peak is {peaks[1]:,} bytes, without {peaks[0]:,}: barely lower. "
+            "Give each layer a checkpoint of its own, not one for all of them.",
         )
     return peaks
 

@@ -135,7 +135,7 @@ def check_puzzle(number: int, answer: Any) -> Verdict:
             f"放得下，但 FLOPs {share:+.1%}，最优是 {best_share:+.1%}，得 {score} 分。"
             "哪些层重算起来贵，存下来却不占多少？",
             f"It fits, but FLOPs are {share:+.1%} where {best_share:+.1%} is possible: score "
-            f"{score}. Which layers are dear to recompute and cheap to keep?",
+            f"{score}. Which layers are costly to recompute and cheap to keep?",
         )
     room = size_text(posed.budget - found.peak)
     return Verdict(
@@ -197,5 +197,5 @@ def check_best_count(answer: Callable[[int, int, int], Any]) -> Verdict:
                 f"{where}: {count} segments need {needed(count)}, {best} only {needed(best)}.",
             )
     return Verdict("right", "五组都对：边界越小、层内越大，段数就越多。",
-                   "Right for all five: the smaller the boundary beside the inside, the more "
-                   "segments.")  # fmt: skip
+                   "Right for all five: the smaller the boundary compared with the inside, the "
+                   "more segments.")  # fmt: skip

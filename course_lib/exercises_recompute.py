@@ -102,10 +102,10 @@ LEAF = Case("输入是叶子", "the input is a leaf", inputs=lambda leaf: leaf)
 AGAIN = Case("`.grad` 里已有上一步的梯度", "`.grad` holds an earlier step's gradient",
              accumulate=True,
              hint=("新的梯度要加上去，不能盖掉旧的。",
-                   "New gradients are added to what is there, not put in its place."))  # fmt: skip
+                   "New gradients must be added to what is there, not replace it."))  # fmt: skip
 TWICE = Case("同一个参数用两次", "one parameter used twice", module=_Twice)
 PAIR = Case("两个输入、两个输出，第二个输入不要梯度",
-            "two inputs and two outputs, the second input without gradient",
+            "two inputs and two outputs, the second input without a gradient",
             module=_Pair, requires_grad=(True, False))  # fmt: skip
 STRIDED = Case("不连续的输入", "a non-contiguous input", inputs=lambda leaf: leaf.t())
 DROPOUT = Case("dropout", "dropout", module=lambda: _mlp(0.3), reused=True, hint=_RANDOM_HINT)
@@ -242,8 +242,8 @@ def _check_same(case: Case, plain: _Run, theirs: _Run) -> None:
         raise _wrong(where, (
             "梯度对了，但这一步之后的随机数状态与不用检查点时不同："
             "之后抽的随机数都变了。重算结束后要放回原来的状态。",
-            "gradients agree, but the random state after the step is not what it is without a "
-            "checkpoint: whoever draws next gets other numbers. Put the state back after the "
+            "gradients agree, but the random state after the step is not what it would be "
+            "without a checkpoint: later draws get other numbers. Put the state back after the "
             "second run."))  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def _check_output(where: Words, found: Tensor, expected: Tensor) -> None:
     if not torch.equal(found, expected):
         gap = (found - expected).abs().max().item()
         raise _wrong(where, (f"前向传播的输出就不一样，最多差 {gap:.2g}。",
-                             f"already the output of the forward pass differs, by up to {gap:.2g}."
+                             f"the output of the forward pass already differs, by up to {gap:.2g}."
                              ))  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def _check_gradients(
             continue
         if right is None:
             raise _wrong(where, (f"{who[0]} {name} 不要梯度，却得到了一个。",
-                                 f"{who[1]} {name} wants no gradient but got one."))  # fmt: skip
+                                 f"{who[1]} {name} needs no gradient but got one."))  # fmt: skip
         if mine is None:
             raise _wrong(where, (f"{who[0]} {name} 没有得到梯度。",
                                  f"{who[1]} {name} got no gradient."), case.hint)  # fmt: skip
@@ -318,9 +318,9 @@ def _check_calls(where: Words, calls: tuple[int, int], expected: int = 2) -> Non
             "inside was kept.",
         ))  # fmt: skip
     if total != expected:
-        raise _wrong(where, (f"函数总共运行了 {total} 次，应为 {expected} 次：每次运行都是时间。",
-                             f"the function ran {total} times in all, expected {expected}: each "
-                             "run is time."))  # fmt: skip
+        raise _wrong(where, (f"函数总共运行了 {total} 次，应为 {expected} 次：多跑的都要花时间。",
+                             f"the function ran {total} times in all, expected {expected}: every "
+                             "run takes time."))  # fmt: skip
 
 
 def _kept(trace: MemoryTrace) -> int:
@@ -359,7 +359,7 @@ _ERRORS: tuple[tuple[str, Words], ...] = (
         "torch.enable_grad().")),
     ("backward through the graph a second time", (
         "重算接在了原来的图上，反向传播一直走到了 x 之前：先 x.detach()。",
-        "The second run hangs on the old graph, and its backward pass went on beyond x: "
+        "The second run is attached to the old graph, so its backward pass went past x: "
         "x.detach() first.")),
     ("implicitly created only for scalar", (
         "backward() 需要传入输出的梯度；它还是 None，说明没有人要过那个梯度。",
@@ -413,8 +413,8 @@ def _check_checkpoint(
         raise _wrong(where, (
             f"做了 {theirs.flops:,} 次浮点运算，应为 {right.flops:,}：所有保存过的张量都有了之后，"
             "重算还在继续。",
-            f"it does {theirs.flops:,} FLOPs, expected {right.flops:,}: the second run goes on "
-            "when all saved tensors are there again.",
+            f"it does {theirs.flops:,} FLOPs, expected {right.flops:,}: the second run "
+            "keeps going after all saved tensors are back.",
         ))  # fmt: skip
     return (
         f"{len(cases)} 种情形、各 {len(SEEDS)} 个随机种子，梯度全部逐位相同；函数正好运行两次。"
@@ -477,7 +477,7 @@ def _check_by_hand(answer: Callable[[nn.Module, nn.Module, Tensor], Any]) -> Wor
             "body 里面的值和 head 里面的值不该同时在场。",
             f"The gradients are right, but the peak is {theirs:,} bytes, expected at most "
             f"{allowed:,} (plain backward: {plain:,}): what is inside body and what is inside "
-            "head should never be there together.",
+            "head should never be in memory together.",
         )
     return (
         f"{len(cases)} 种情形、各 {len(SEEDS)} 个随机种子，梯度全部逐位相同；body 运行两次，"
@@ -564,7 +564,7 @@ def _check_chain(answer: Callable[..., Any]) -> Words:
         "梯度逐位相同，每层正好运行两次，最后一段也不例外。10 层、每个值 1 MiB，分 1、3、10 段时，"
         f"峰值是 {one}、{three}、{ten} MiB。",
         "Gradients are equal bit for bit, and every layer runs exactly twice, those of the last "
-        "segment too. With 10 layers, 1 MiB to a value, in 1, 3 and 10 segments the peak is "
+        "segment too. With 10 layers and values of 1 MiB, in 1, 3 and 10 segments the peak is "
         f"{one}, {three} and {ten} MiB.",
     )
 

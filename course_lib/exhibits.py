@@ -208,7 +208,7 @@ def catalogue() -> Table:
         before, after = exhibit.inspect(), exhibit.inspect(cured=True)
         rows.append(
             [number_of(exhibit), exhibit.title, LOUDNESS[before.loudness], _found(before),
-             ("✓ 已治好", "✓ cured") if after.healthy else ("✗ 仍有问题", "✗ still ill")]
+             ("✓ 已治好", "✓ cured") if after.healthy else ("✗ 仍有问题", "✗ still broken")]
         )  # fmt: skip
     return Table(
         [("编号", "No."), ("展品", "exhibit"), ("动静", "how loud"),
@@ -299,7 +299,7 @@ def forward(x):
             "块里的参数永远等不到梯度。loss 照样下降：后面的层还在学。",
             "The old implementation is an autograd.Function and sees only its tensor arguments. "
             "None requires a gradient, so neither does the output, and the block's parameters "
-            "never get one. The loss still falls: the layers after it learn.",
+            "never get one. The loss still falls: the later layers learn.",
         ),
         remedy=(
             "use_reentrant=False 记录真正的计算图。",
@@ -367,7 +367,7 @@ def forward(x):
             "前向用一张掩码，反向用另一张：得到的是另一个函数的梯度。形状、类型都对，"
             "没有任何检查会响。",
             "The forward pass has one mask, the backward pass another: the gradient belongs to "
-            "another function. Shapes and types agree, so no check sounds.",
+            "another function. Shapes and types agree, so no check objects.",
         ),
         remedy=(
             "区域里有随机数，就不要关 preserve_rng_state；"
@@ -404,11 +404,11 @@ def forward(x):
             "checkpoint 只保存并恢复 torch 的随机数状态。"
             "random 和 numpy.random 在重计算时接着往下抽。",
             "checkpoint saves and restores torch's random state only. random and numpy.random "
-            "simply draw on in the recomputation.",
+            "just keep drawing in the recomputation.",
         ),
         remedy=(
             "在检查点外面抽，把抽到的数当参数传进去。",
-            "Draw outside of the checkpoint and pass the number in.",
+            "Draw outside the checkpoint and pass the number in.",
         ),
     ),
     Exhibit(
@@ -478,7 +478,7 @@ def forward(x):
             "不用检查点时没事：tanh 保存的是输出。检查点保存的却是输入 x，它的版本号变了，"
             "反向时就报错。",
             "Without the checkpoint this is fine: tanh keeps its output. The checkpoint keeps the "
-            "input x, whose version has changed, and the backward pass says so.",
+            "input x, whose version has changed, and the backward pass raises.",
         ),
         remedy=("换成不就地的写法。", "Write it out of place."),
     ),
@@ -549,15 +549,15 @@ def forward(x):
         seen="error plain",
         why=(
             "只有按位置传入的张量受版本检查保护。关键字参数、闭包、全局变量里的张量，"
-            "检查点只记得名字：重"
-            "计算时拿到什么就用什么。",
-            "Only tensors passed by position are guarded by a version check. Of those in keyword "
-            "arguments, closures and globals, the checkpoint remembers the object alone and takes "
+            "检查点只记得是哪个对象："
+            "重计算时里面是什么，就用什么。",
+            "Only tensors passed by position are guarded by a version check. For those in keyword "
+            "arguments, closures and globals, the checkpoint remembers only the object and uses "
             "whatever it holds by then.",
         ),
         remedy=(
-            "按位置传，就会得到警报；传一份副本，就没有警报的理由了。",
-            "Passed by position, it raises the alarm; passed as a copy, it has no reason to.",
+            "按位置传，改动就会被查出来；传一份副本，就没有改动可言。",
+            "Pass it by position and the change is caught; pass a copy and there is no change.",
         ),
     ),
     Exhibit(
@@ -586,7 +586,7 @@ def forward(x):
             "lambda 到调用时才去找 layer 是谁。反向传播时循环早已结束，layer 是最后一层："
             "三次重计算都是它。",
             "The lambda asks who layer is when it is called. By the backward pass the loop is "
-            "over and layer is the last one: all three recomputations run it.",
+            "over and layer is the last one: all three recomputations run that one.",
         ),
         remedy=(
             "直接传 layer；非写 lambda 不可时写 lambda x, layer=layer: …。",
@@ -596,7 +596,7 @@ def forward(x):
     Exhibit(
         row=11,
         name="fewer-tensors",
-        title=("第二次少算了一步", "one step less the second time"),
+        title=("第二次少算了一步", "one step fewer the second time"),
         loudness="error",
         code="""\
 model = nn.Linear(8, 8)
@@ -627,11 +627,11 @@ def forward(x):
         why=(
             "重计算存下的张量比前向少，数目对不上，这一种 checkpoint 查得出来。",
             "The recomputation saves fewer tensors than the forward pass did. The count is wrong, "
-            "and this kind checkpoint does notice.",
+            "and this is a kind of fault that checkpoint does notice.",
         ),
         remedy=(
             "把判断移到检查点外面，结果当参数传进去。",
-            "Decide outside of the checkpoint and pass the decision in.",
+            "Decide outside the checkpoint and pass the decision in.",
         ),
     ),
     Exhibit(
@@ -668,11 +668,11 @@ def forward(x):
             "和上一件正好相反，却没有声音：提前停止在收齐前向那么多张量时就停了，"
             "多出来的那一个没人看见，"
             "错位的张量形状又都一样。early_stop=False 能让它报错。",
-            "The reverse of the one before, and it makes no sound: early stop ends the "
+            "The reverse of the previous one, and it is silent: early stop ends the "
             "recomputation when it has as many tensors as the forward pass saved. The surplus one "
             "is never seen, and the shapes agree. With early_stop=False it raises.",
         ),
-        remedy=("同上一件。", "As for the one before."),
+        remedy=("同上一件。", "As for the previous one."),
     ),
     Exhibit(
         row=12,
@@ -709,7 +709,7 @@ def step():
     Exhibit(
         row=13,
         name="keyword-reentrant",
-        title=("旧实现不收关键字参数", "the old one takes no keyword arguments"),
+        title=("旧实现不收关键字参数", "the old implementation takes no keyword arguments"),
         loudness="error",
         code="""\
 model = nn.Linear(8, 8)
@@ -765,7 +765,7 @@ def step():
             "旧实现在反向传播里再调用一次 backward()，那一次不知道外面只要哪几个梯度，于是拒绝。"
             "torch.autograd.grad 同样。",
             "The old one calls backward() inside the backward pass; that inner call cannot know "
-            "which gradients are wanted, so it refuses. torch.autograd.grad meets the same.",
+            "which gradients are wanted, so it refuses. torch.autograd.grad fails likewise.",
         ),
         remedy=("use_reentrant=False。", "use_reentrant=False."),
         issues=("pytorch/pytorch#125155",),
@@ -794,9 +794,9 @@ def step():
             "比上一件只少了 x，报错就没有了，梯度也没有了：参数不在旧实现的计算图里，"
             "通往它们的路不存在，"
             "反向传播根本没走进检查点，也就没有机会拒绝。",
-            "Only x is missing from the exhibit before, and the error is gone, and so are the "
-            "gradients: the old implementation's graph does not hold the parameters. With no path "
-            "to them, the backward pass never enters the checkpoint, which cannot refuse.",
+            "Only x is missing compared with the previous exhibit; the error is gone, and so are "
+            "the gradients: the old implementation's graph does not hold the parameters. With no "
+            "path to them, the backward pass never enters the checkpoint, which cannot refuse.",
         ),
         remedy=("use_reentrant=False。", "use_reentrant=False."),
     ),
@@ -829,10 +829,10 @@ def step():
         seen="error",
         quoted="don't yet support saved tensor hooks",
         why=(
-            "新实现靠 saved-tensor 钩子，torch.func 的变换不支持它；旧实现是不带 setup_context 的 "
-            "autograd.Function，也不行。",
-            "The new implementation lives on saved-tensor hooks, which torch.func's transforms do "
-            "not support; the old one is an autograd.Function without setup_context: no better.",
+            "新实现靠 saved-tensor 钩子，torch.func 的变换不支持这种钩子；"
+            "旧实现是不带 setup_context 的 autograd.Function，也不行。",
+            "The new implementation relies on saved-tensor hooks, which torch.func's transforms do "
+            "not support; the old one, an autograd.Function without setup_context, is no better.",
         ),
         remedy=(
             "用普通的 backward() 或 torch.autograd.grad。",
@@ -864,8 +864,8 @@ def forward(x):
 """,
         why=(
             "最后一段从不做检查点。只有一段时，它就是最后一段：什么都没省。",
-            "The last segment is never checkpointed. With one segment, that is all of it: nothing "
-            "is saved.",
+            "The last segment is never checkpointed. With one segment, that is the whole model: "
+            "nothing is saved.",
         ),
         remedy=(
             "段数取大一些，或者自己写循环，逐块 checkpoint。",
@@ -903,7 +903,7 @@ def forward(x):
     Exhibit(
         row=22,
         name="whole-model",
-        title=("整个模型一个检查点", "one checkpoint round the whole model"),
+        title=("整个模型一个检查点", "one checkpoint around the whole model"),
         loudness="silent",
         judge="memory",
         code="""\
@@ -931,15 +931,15 @@ def forward(x):
             "recomputing the whole model, and all activations are back at once: the same peak.",
         ),
         remedy=(
-            "每块一个检查点：同一时刻只有一块被展开。",
-            "One checkpoint per block: only one block is unfolded at a time.",
+            "每块一个检查点：同一时刻只展开一块。",
+            "One checkpoint per block: only one block is expanded at a time.",
         ),
         issues=("pytorch/pytorch#6750",),
     ),
     Exhibit(
         row=31,
         name="single-layers",
-        title=("每个 Linear 一个检查点", "one checkpoint round each Linear"),
+        title=("每个 Linear 一个检查点", "one checkpoint around each Linear"),
         loudness="silent",
         judge="memory",
         code="""\
@@ -1025,8 +1025,8 @@ def step():
         quoted="Trying to backward an extra time",
         why=(
             "保留下来的结果用一次就放掉了。普通的检查点可以反向多次，每次都重算。",
-            "The kept results are given away at their first use. An ordinary checkpoint can go "
-            "backward several times and recomputes each time.",
+            "The kept results are released at their first use. An ordinary checkpoint can go "
+            "backward several times, recomputing each time.",
         ),
         remedy=("把损失加起来，反向一次。", "Add the losses and go backward once."),
         issues=("pytorch/pytorch#142862",),
@@ -1057,13 +1057,13 @@ def step():
         why=(
             "PyTorch 讲检查点技术的博客和许多转载写的是 torch._dynamo.config；预算其实在 "
             "torch._functorch.config。",
-            "PyTorch's blog on checkpointing techniques, and many after it, write "
-            "torch._dynamo.config; the budget lives in torch._functorch.config.",
+            "PyTorch's blog on checkpointing techniques, and many copies of it, say "
+            "torch._dynamo.config; the budget is in fact in torch._functorch.config.",
         ),
         remedy=(
             "用 torch._functorch.config.patch 限定范围。编译器拿预算做什么，见第 06 课。",
             "Set it with torch._functorch.config.patch. What the compiler makes of a budget "
-            "is lesson 06's subject.",
+            "is the subject of lesson 06.",
         ),
         issues=("pytorch/pytorch#161650",),
     ),
@@ -1086,17 +1086,17 @@ def forward(x):
 """,
         seen="gradient 0.weight",
         why=(
-            "RReLU 先保存一块还没填的内存，再往里写随机斜率。提前停止在「保存」那一刻就收工，"
-            "斜率永远没写"
-            "进去：梯度乘上了内存里的垃圾。PyTorch 自己的错，2026 年 8 月才有人报告。",
+            "RReLU 先保存一块还没填的内存，再往里写随机斜率。提前停止在“保存”那一刻就收工，"
+            "斜率始终没有写进去："
+            "梯度乘上了内存里的垃圾。这是 PyTorch 自己的错，2026 年 8 月才有人报告。",
             "RReLU first saves memory that is still empty and then writes its random slopes into "
             "it. Early stop leaves at the moment of saving, so they are never written, and "
-            "gradients are multiplied by whatever lay there. A fault of PyTorch's own, reported "
-            "only in August 2026.",
+            "gradients are multiplied by whatever was in that memory. A bug in PyTorch itself, "
+            "reported only in August 2026.",
         ),
         remedy=(
             "这一块写 early_stop=False，或者别让 RReLU 收尾。",
-            "early_stop=False for this block, or do not end it with RReLU.",
+            "Pass early_stop=False for this block, or do not end it with RReLU.",
         ),
         issues=("pytorch/pytorch#193671",),
     ),
@@ -1130,8 +1130,8 @@ forward = lambda x: checkpoint(lambda x: Square.apply(model(x)), x, use_reentran
         why=(
             "每读一次 ctx.saved_tensors 就解包一次，而重计算的值只交出一次。自己写的算子平时没事，"
             "一进检查点就报错。",
-            "Each look at ctx.saved_tensors unpacks again, and a recomputed value is handed over "
-            "once. An operator of your own works, until it comes into a checkpoint.",
+            "Each read of ctx.saved_tensors unpacks again, but a recomputed value is handed over "
+            "only once. Your own operator works, until it runs inside a checkpoint.",
         ),
         remedy=("读一次，存进局部变量。", "Read it once, into local variables."),
         issues=("state-spaces/mamba#1020",),

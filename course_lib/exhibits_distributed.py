@@ -196,7 +196,7 @@ DISTRIBUTED: tuple[DistributedExhibit, ...] = (
         name="ddp-unused",
         title=(
             "DDP 的 find_unused_parameters 与旧实现",
-            "DDP's find_unused_parameters and the old one",
+            "DDP's find_unused_parameters with the old one",
         ),
         loudness="error",
         code="""\
@@ -227,8 +227,8 @@ step = lambda: model(x.requires_grad_()).sum().backward()
             "先登记一次；"
             "反向时梯度真的来了，又登记一次。",
             "DDP searches the graph for unused parameters. The old implementation's graph does not "
-            "show the block's, so DDP ticks them off as unused; then their gradients do arrive, "
-            "and they are ticked off again.",
+            "show the block's, so DDP marks them ready as unused; then their gradients do arrive, "
+            "and they are marked again.",
         ),
         remedy=(
             "use_reentrant=False，或者 static_graph=True。",
@@ -271,11 +271,11 @@ step = lambda: model(x.requires_grad_()).sum().backward()
             "取平均之后才加上去的，两个进程从此各走各的。",
             "DDP averages a gradient when it first arrives. In the old implementation each "
             "checkpoint runs a backward pass of its own, so the second part is added after the "
-            "averaging, and from then on the two processes go different ways.",
+            "averaging, and from then on the two processes drift apart.",
         ),
         remedy=(
             "use_reentrant=False：一次反向传播，梯度到齐再平均。",
-            "use_reentrant=False: one backward pass, averaged when all has arrived.",
+            "use_reentrant=False: one backward pass, averaged once everything has arrived.",
         ),
         issues=("pytorch/pytorch#106985", "pytorch/pytorch#109191"),
     ),

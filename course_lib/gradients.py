@@ -327,7 +327,7 @@ def _compare_errors(plain: Exception | None, checkpointed: Exception | None) -> 
     elif checkpointed is None:
         name = "plain"
         zh = f"普通的一边抛出 {_said(plain)} 有检查点的一边却一声不响地跑完了。"
-        en = f"the plain side raises {_said(plain)} The checkpointed one runs through in silence."
+        en = f"the plain side raises {_said(plain)} The checkpointed one finishes without a word."
     else:
         name = "both"
         zh = f"两边都抛出异常，没有可比的梯度；有检查点的一边：{said}"
@@ -361,7 +361,7 @@ def _other_random_state(name: str) -> Difference:
         "random state",
         name,
         f"{name} 的随机数发生器停在另一个位置：下一步抽到的随机数会不同。",
-        f"the random generator of {name} stands elsewhere: the next step will draw other numbers.",
+        f"the random generator of {name} ends up elsewhere: the next step draws other numbers.",
     )
 
 

@@ -213,7 +213,7 @@ class MemoryMonitor(Callback):
             raise KeyError(
                 text(
                     zh=f"没有测过这一步：{step}。测过的有 {sorted(self.traces)}。",
-                    en=f"Step {step} was not watched; these were: {sorted(self.traces)}.",
+                    en=f"Step {step} was not measured; these were: {sorted(self.traces)}.",
                 )
             )
         return self.traces[max(self.traces) if step is None else step].plot()

@@ -94,7 +94,7 @@ def _draw_counts(figure: Figure, data: tuple[Counts, int]) -> None:
     curves = [
         Curve(("峰值", "peak"), [one.peak for one in found], INK),
         Curve(("前向结束时保存", "kept after forward"), [one.kept for one in found], CHECKPOINT),
-        Curve(("同时在场的重计算", "recomputed at once"), [one.recomputed for one in found], AGAIN),
+        Curve(("一次重算出的", "recomputed at a time"), [one.recomputed for one in found], AGAIN),
     ]
     if counts.formula:
         curves.insert(1, Curve("k + n/k", [counts.formula(k) for k in along], KEPT))
@@ -122,9 +122,9 @@ def _say_counts(data: tuple[Counts, int]) -> tuple[str, str]:
     flops = f", FLOPs {again / (one.flops - again):+.1%}" if one.flops > again else ""
     return (
         f"{chosen} 个检查点：峰值 {sizes[0]}，前向结束时保存 {sizes[1]}，"
-        f"同时在场的重计算最多 {sizes[2]}；重算 {layers} 层{flops.replace(', ', '，')}",
+        f"一次最多重算出 {sizes[2]}；共重算 {layers} 层{flops.replace(', ', '，')}",
         f"{chosen} checkpoint{'s' * (chosen != 1)}: peak {sizes[0]}, "
-        f"kept after forward {sizes[1]}, recomputed at once at most {sizes[2]}; "
+        f"kept after forward {sizes[1]}, at most {sizes[2]} recomputed at a time; "
         f"{layers} layers run again{flops}",
     )
 

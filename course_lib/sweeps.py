@@ -180,7 +180,7 @@ def _segments_title(chosen: Segmented) -> tuple[str, str]:
         return f"{n} 层 1 段：没有一层做了检查点", f"{n} layers, 1 segment: nothing is checkpointed"
     return (
         f"{n} 层分成 {count} 段：{twice} 层算两遍，最后 {n - twice} 层没有检查点",
-        f"{n} layers in {count} segments: {twice} run twice, the last {n - twice} unprotected",
+        f"{n} layers in {count} segments: {twice} run twice, the last {n - twice} only once",
     )
 
 
@@ -345,8 +345,8 @@ def _each_in_words(each: int) -> tuple[str, str]:
 
 def _change(value: int, base: int) -> str:
     if value == base:
-        return "0 %"
-    return f"{value / base - 1:+.1%}".replace("%", " %").replace("-", "−")
+        return "0%"
+    return f"{value / base - 1:+.1%}".replace("-", "−")
 
 
 @dataclass(frozen=True)

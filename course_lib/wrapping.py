@@ -233,10 +233,10 @@ def _doubts(
     if len(free) == 1 and total and _size(free[0][1]) > total / 2 and _holds_blocks(free[0][1]):
         yield (
             f"{free[0][0]} 占了全部参数的 {_size(free[0][1]) / total:.0%}，却只有一个检查点："
-            "反向传播时里面的一切会同时重算出来，峰值不会低。给里面的块分别设检查点。",
+            "反向传播时里面的一切会一起重算出来，峰值降不下来。请给里面的块分别设检查点。",
             f"{free[0][0]} holds {_size(free[0][1]) / total:.0%} of all parameters in one "
-            "checkpoint: the backward pass would have all of it recomputed at once, and the peak "
-            "stays. Checkpoint the blocks inside it.",
+            "checkpoint: the backward pass would recompute all of it at once, and the peak "
+            "would not fall. Checkpoint the blocks inside it.",
         )
     counting = [
         f"{path}.{name}".rstrip(".") for path, block in free for name, m in block.named_modules()

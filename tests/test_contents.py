@@ -63,7 +63,7 @@ def test_a_missing_or_other_package_is_named_with_its_cure(tmp_path):
     file.write_text("# none of these\nno-such-package==1.0\nnumpy==0.1\n-e .\n")
     missing, other = str(machine.check_installation(file)).splitlines()[1:]
     assert "missing: python course.py installs it" in missing
-    assert "another version" in other
+    assert "different version" in other
 
 
 def test_one_line_says_what_this_runs_on():
