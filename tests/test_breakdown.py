@@ -96,7 +96,7 @@ def test_shares_rise_with_the_batch():
         explorer.move(**position)
         shares.append(explorer._frame(**position)[1])
     assert shares == sorted(shares)
-    assert "batch 16" in explorer.caption
+    assert "batch size 16" in explorer.caption
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,7 @@ class Raises(Taking):
         (Always, "gradient_checkpointing=False, fit 1.*Nothing should be recomputed"),
         (AgainAndAgain, "After a second fit there are .* modules"),
         (OnlyOne, "called 1, 2 times per step, not 2. Some layers are not"),
-        (AllInOne, "hardly less. Give each layer a checkpoint of its own"),
+        (AllInOne, "barely lower. Give each layer a checkpoint of its own"),
         (OtherNumbers, "the loss of step 0 is"),
         (OtherKeys, "names changed"),
         (TwiceOver, "called 3 times per step, not 2. Some layers are recomputed more than once"),

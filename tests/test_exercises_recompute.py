@@ -146,7 +146,7 @@ def returns_the_loss_with_its_graph(body, head, x):
     return loss
 
 
-@wrong(by_hand, "不能盖掉旧的", "not put in its place")
+@wrong(by_hand, "不能盖掉旧的", "not replace it")
 def overwrites_gradients(body, head, x):
     for leaf in (x, *body.parameters(), *head.parameters()):
         leaf.grad = None
@@ -381,7 +381,7 @@ def never_puts_the_state_back(function, *inputs):
     return Rerun.apply(again, *inputs)
 
 
-@wrong(random_check, "前向传播的输出就不一样", "already the output of the forward pass differs")
+@wrong(random_check, "前向传播的输出就不一样", "the output of the forward pass already differs")
 def seeds_both_runs(function, *inputs):
     def seeded(*inputs):
         with torch.random.fork_rng([]):
@@ -468,7 +468,7 @@ def binds_late(layers, segments, x, checkpoint):
     return x
 
 
-@wrong(chain_check, "前向传播的输出就不一样", "already the output of the forward pass differs")
+@wrong(chain_check, "前向传播的输出就不一样", "the output of the forward pass already differs")
 def drops_the_remainder(layers, segments, x, checkpoint):
     size = len(layers) // segments
     for i in range(segments):
@@ -587,7 +587,7 @@ def recomputes_without_grad_mode(function, *inputs):
     return by_closures(function, inputs, grad=False)
 
 
-@wrong(hooks_check, "次，应为 2 次：每次运行都是时间", "times in all, expected 2")
+@wrong(hooks_check, "次，应为 2 次：多跑的都要花时间", "times in all, expected 2")
 def recomputes_for_each_tensor(function, *inputs):
     return by_closures(function, inputs, once=False)
 
