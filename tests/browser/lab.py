@@ -293,6 +293,12 @@ class Screen:
     def slider_labels(self) -> list[str]:
         return self.page.locator(".widget-slider .widget-label").all_inner_texts()
 
+    def labels_cut_off(self) -> list[str]:
+        return self.page.eval_on_selector_all(
+            ".widget-slider .widget-label",
+            "all => all.filter(l => l.scrollWidth > l.clientWidth).map(l => l.innerText)",
+        )
+
     def pictures(self) -> list[str]:
         """The pictures inside widgets, each as a short hash of its address."""
         addresses = self.page.eval_on_selector_all(
