@@ -318,10 +318,10 @@ class Screen:
         page.set_viewport_size(WINDOW | {"height": height})
         panel = page.query_selector(".jp-NotebookPanel-notebook .jp-WindowedPanel-outer")
         size = panel.bounding_box()
-        total = panel.evaluate(  # up to the last cell, without the empty page below it
-            """panel => panel.scrollTop - panel.getBoundingClientRect().top
-                + [...panel.querySelectorAll('.jp-Cell')].at(-1).getBoundingClientRect().bottom"""
-        )
+        total, before = _length(panel), None
+        while total != before:  # JupyterLab is still laying the cells out
+            page.wait_for_timeout(200)
+            total, before = _length(panel), total
         SCREENSHOTS.mkdir(exist_ok=True)
         for old in SCREENSHOTS.glob(f"{self.name}-{language}-*.png"):
             old.unlink()
@@ -338,6 +338,14 @@ class Screen:
             top += int(size["height"])
         page.set_viewport_size(WINDOW)
         return files
+
+
+def _length(panel: ElementHandle) -> float:
+    """How many pixels a notebook is long, without the empty page below its last cell."""
+    return panel.evaluate(
+        """panel => panel.scrollTop - panel.getBoundingClientRect().top
+            + [...panel.querySelectorAll('.jp-Cell')].at(-1).getBoundingClientRect().bottom"""
+    )
 
 
 @dataclass
