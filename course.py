@@ -405,12 +405,16 @@ def test(arguments, root=ROOT):
     pytest, env = [str(python_of(root)), "-m", "pytest"], strict_environment(root)
     if arguments:
         return become([*pytest, *arguments], env, root)
+    # In two processes. The conftest of tests/ says what belongs together; of the notebooks, each
+    # is run by one.
+    pytest += ["-q", "--durations=5", "-n", "2"]
     say("[1/2] 测试", "[1/2] tests")
-    first = run([*pytest, "-q", "--durations=5", "tests"], env, root)
+    grouped = ["--dist", "loadgroup", "--no-loadscope-reorder"]
+    first = run([*pytest, *grouped, "tests"], env, root)
     if first:
         say("[1/2] 没有通过", "[1/2] failed (exit code {})".format(first))
     say("[2/2] 逐格核对 notebook 的输出", "[2/2] notebooks, cell by cell")
-    second = run([*pytest, "-q", "--durations=5", "--nbval", "notebooks"], env, root)
+    second = run([*pytest, "--dist", "loadfile", "--nbval", "notebooks"], env, root)
     return first or second
 
 

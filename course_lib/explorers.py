@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import ipywidgets
 
 from .figures import SIZE, Picture, style
-from .language import on_change, spoken, text
+from .language import columns, on_change, spoken, text
 
 Item = TypeVar("Item")
 EVERY_COMBINATION = 500  # more than this many are too many to try one by one
@@ -83,6 +83,7 @@ class Explorer(ipywidgets.VBox):
         self._picture = Picture(size)
         self._png, self._words = b"", ("", "")
         self._sliders = {control.name: self._slider(control) for control in controls}
+        self._name_sliders()
         self._shown = ipywidgets.HTML()
         self._moving = False
         super().__init__([*self._sliders.values(), self._shown])
@@ -153,11 +154,16 @@ class Explorer(ipywidgets.VBox):
         return ipywidgets.SelectionSlider(
             options=control.options(),
             index=control.index(control.start),
-            description=text(zh=control.zh, en=control.en),
             continuous_update=True,
-            style={"description_width": "initial"},
             layout={"width": "100%", "max_width": f"{self._picture.bbox.width:.0f}px"},
         )
+
+    def _name_sliders(self) -> None:
+        """Say what each slider sets; the tracks of several begin below one another."""
+        names = {name: text(zh=c.zh, en=c.en) for name, c in self.controls.items()}
+        width = f"{0.6 * max(map(columns, names.values()), default=0) + 0.5:.1f}em"
+        for name, slider in self._sliders.items():
+            slider.description, slider.style.description_width = names[name], width
 
     def _slid(self, _: Any) -> None:
         if not self._moving:
@@ -173,10 +179,10 @@ class Explorer(ipywidgets.VBox):
 
     def _speak(self) -> None:
         """Say everything again, in the language now in use."""
+        self._name_sliders()
         with self._without_redrawing():
             for name, control in self.controls.items():
                 slider = self._sliders[name]
-                slider.description = text(zh=control.zh, en=control.en)
                 index, options = slider.index, control.options()
                 if options != list(slider.options):  # setting them moves the slider to the first
                     slider.options = options

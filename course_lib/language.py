@@ -102,7 +102,7 @@ class Table:
     def __str__(self) -> str:
         lines = [[text(zh=zh, en=en, between=" ") for zh, en in self.headers]]
         lines += [[_plain_cell(cell) for cell in row] for row in self.rows]
-        widths = [max(map(_columns, column)) for column in zip(*lines, strict=True)]
+        widths = [max(map(columns, column)) for column in zip(*lines, strict=True)]
         right = self._of_figures()
         return "\n".join("  ".join(map(_padded, line, widths, right)).rstrip() for line in lines)
 
@@ -143,12 +143,13 @@ def _is_figure(cell: Any) -> bool:
     return isinstance(cell, (int, float)) or str(cell)[:1] in "0123456789+-−×"
 
 
-def _columns(words: str) -> int:
+def columns(words: str) -> int:
+    """How wide ``words`` are, counted in Latin letters; a Chinese one takes two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in words)
 
 
 def _padded(words: str, width: int, right: bool) -> str:
-    space = " " * (width - _columns(words))
+    space = " " * (width - columns(words))
     return space + words if right else words + space
 
 

@@ -15,6 +15,27 @@ def pytest_configure(config):
     config.stash[FINDINGS] = []
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Say which tests share something costly and so belong into one process; slow ones first."""
+    for item in items:
+        lesson = getattr(item, "callspec", None) and item.callspec.params.get("lesson")
+        group = f"{item.module.__name__} {lesson}" if lesson else item.module.__name__
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_sessionfinish(session):
+    """Hand what was measured in a worker process to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["findings"] = session.config.stash[FINDINGS]
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_testnodedown(node):
+    node.config.stash[FINDINGS] += getattr(node, "workeroutput", {}).get("findings", [])
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if config.stash[FINDINGS]:
         terminalreporter.section("measured on the way")

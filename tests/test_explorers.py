@@ -61,6 +61,16 @@ def picture(made: Explorer) -> bytes:
     return base64.b64decode(made._repr_mimebundle_()["image/png"])
 
 
+def test_tracks_begin_below_one_another_in_every_language() -> None:
+    long = Control("checkpoints", "检查点数量", "number of checkpoints", (1, 2), 1)
+    made = explorer(LAYERS, long, frame=lambda layers, checkpoints: frame(layers))
+    widths = {}
+    for chosen in ("en", "zh"):
+        language.choose(chosen)
+        widths[chosen] = {slider.style.description_width for slider in made._sliders.values()}
+    assert widths == {"en": {"13.1em"}, "zh": {"6.5em"}}
+
+
 # --- moving -------------------------------------------------------------------------------------
 
 
@@ -171,12 +181,6 @@ def test_everything_follows_the_language() -> None:
     assert slider.description == "层数 · layers"
     language.choose("en")
     assert picture(made) == english
-
-
-def test_descriptions_are_never_cut_off() -> None:
-    slider = explorer()._sliders["layers"]
-    assert slider.style.description_width == "initial"
-    assert slider.layout.width == "100%"
 
 
 def test_the_caption_is_the_alternative_text_and_holds_both_languages() -> None:

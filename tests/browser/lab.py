@@ -293,6 +293,12 @@ class Screen:
     def slider_labels(self) -> list[str]:
         return self.page.locator(".widget-slider .widget-label").all_inner_texts()
 
+    def labels_cut_off(self) -> list[str]:
+        return self.page.eval_on_selector_all(
+            ".widget-slider .widget-label",
+            "all => all.filter(l => l.scrollWidth > l.clientWidth).map(l => l.innerText)",
+        )
+
     def pictures(self) -> list[str]:
         """The pictures inside widgets, each as a short hash of its address."""
         addresses = self.page.eval_on_selector_all(
@@ -312,10 +318,10 @@ class Screen:
         page.set_viewport_size(WINDOW | {"height": height})
         panel = page.query_selector(".jp-NotebookPanel-notebook .jp-WindowedPanel-outer")
         size = panel.bounding_box()
-        total = panel.evaluate(  # up to the last cell, without the empty page below it
-            """panel => panel.scrollTop - panel.getBoundingClientRect().top
-                + [...panel.querySelectorAll('.jp-Cell')].at(-1).getBoundingClientRect().bottom"""
-        )
+        total, before = _length(panel), None
+        while total != before:  # JupyterLab is still laying the cells out
+            page.wait_for_timeout(200)
+            total, before = _length(panel), total
         SCREENSHOTS.mkdir(exist_ok=True)
         for old in SCREENSHOTS.glob(f"{self.name}-{language}-*.png"):
             old.unlink()
@@ -332,6 +338,14 @@ class Screen:
             top += int(size["height"])
         page.set_viewport_size(WINDOW)
         return files
+
+
+def _length(panel: ElementHandle) -> float:
+    """How many pixels a notebook is long, without the empty page below its last cell."""
+    return panel.evaluate(
+        """panel => panel.scrollTop - panel.getBoundingClientRect().top
+            + [...panel.querySelectorAll('.jp-Cell')].at(-1).getBoundingClientRect().bottom"""
+    )
 
 
 @dataclass

@@ -41,6 +41,7 @@ def test_read_in(screen, language, report):
     assert not any(screen.visible_prose(other))
     for label in screen.slider_labels():
         assert bool(re.search(HAN, label)) == (language == "zh"), label
+    assert screen.labels_cut_off() == []
     complaints, seconds = [], []
     for handle in screen.handles():
         complaints += handle.try_everything()
