@@ -23,7 +23,11 @@ def show_timeline(trace: MemoryTrace, limit: int | None = None) -> Explorer:
     return show(lambda figure, data: draw_timeline(figure, data, limit=limit), trace, caption)
 
 
-_SOURCES = {"cpu allocator": "CPU 分配器", "simulated": "模拟张量"}
+_SOURCES = {
+    "cpu allocator": "CPU 分配器",
+    "cuda allocator": "CUDA 分配器",
+    "simulated": "模拟张量",
+}
 
 
 def show_bars(
