@@ -41,7 +41,7 @@ class CUDAAllocator:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._marks = 0
-        # The label stays with threads that PyTorch keeps, so no two measurements share one.
+        # A thread may keep its last label for good, so no two measurements share theirs.
         self._label = f"{next(_measurements)}:"
         self._label_before = ""
 
