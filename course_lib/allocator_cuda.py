@@ -152,8 +152,7 @@ def the_gpu_of(devices: Iterable[torch.device]) -> torch.device | None:
         elif device.type != "cpu":
             raise NotImplementedError(
                 text(
-                    zh=f"能测的张量在 CPU 或一块 CUDA 显卡上，或是模拟的，"
-                    f"而这里有张量在 {device} 上。",
+                    zh=f"能测的张量在 CPU 或一个 GPU 上，或是模拟的，而这里有张量在 {device} 上。",
                     en="Tensors on the CPU, on one CUDA device and simulated ones can be "
                     f"measured; here is one on {device}.",
                 )
@@ -218,6 +217,6 @@ def _check_allocator() -> None:
 
 def _two_devices(first: torch.device, second: torch.device) -> str:
     return text(
-        zh=f"一次只能测一块显卡，而这里的张量分布在 {first} 和 {second} 上。",
+        zh=f"一次只能测一个 GPU，而这里的张量分布在 {first} 和 {second} 上。",
         en=f"One GPU can be measured at a time; here are tensors on {first} and on {second}.",
     )

@@ -573,7 +573,7 @@ def _check_threads(names: list[str]) -> None:
 def _memory_of_a_gpu() -> str:
     return text(
         zh="step 用了显存，而 model、optimizer 和 inputs 都在 CPU 上，所以这次测的是 CPU 的内存。"
-        "请把显卡上的模型或输入交给 measure。",
+        "请把 GPU 上的模型或输入交给 measure。",
         en="The step used memory of a GPU, but model, optimizer and inputs are on the CPU, so the "
         "CPU's was measured. Hand measure the model or the inputs that are on the GPU.",
     )

@@ -53,7 +53,7 @@ def test_without_a_gpu_the_script_says_so() -> None:
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "No GPU that this torch" in line and "能用的显卡" in line
+    assert "No GPU that this torch" in line and "能用的 GPU" in line
     assert not done.stdout
 
 

@@ -88,7 +88,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(
             f"No GPU that this torch ({torch.__version__}) can use: nothing measured. "
-            f"这里没有 torch（{torch.__version__}）能用的显卡：什么也没有测。",
+            f"这里没有 torch（{torch.__version__}）能用的 GPU：什么也没有测。",
             file=sys.stderr,
         )
         return 1
