@@ -47,6 +47,7 @@ class Source(Protocol):
 
     name: str
     sees_workspace: bool  # whether memory inside an operator shows up
+    sees_numbers: bool  # whether the 2 of x * 2 shows up, of which PyTorch makes a tensor
 
     def start(self) -> None: ...
     def mark(self) -> None: ...
@@ -66,6 +67,7 @@ class CPUAllocator:
 
     name = "cpu allocator"
     sees_workspace = True
+    sees_numbers = True
 
     def __init__(self) -> None:
         self._mark_addresses: list[int] = []
@@ -163,6 +165,7 @@ class SimulatedTensors:
 
     name = "simulated"
     sees_workspace = False
+    sees_numbers = False
 
     def __init__(self) -> None:
         self._stream: list[Happening] = []

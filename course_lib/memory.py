@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from .allocator import CPUAllocator, SimulatedTensors, Source
+from .allocator_cuda import CUDAAllocator, backward_on_this_thread, requested_so_far, the_gpu_of
 from .language import text
 from .recorder import (
     END,
@@ -122,7 +123,8 @@ def measure(
     ``step``: the work, without arguments; its result is dropped. ``model``, ``optimizer``,
     ``inputs`` (a tensor, or any nesting of tuples, lists and dicts of them): what exists before.
     Other tensors that the step reads are found and counted: leaves that require a gradient as
-    parameters, the rest as inputs. Tensors made under :func:`simulated` are measured as such.
+    parameters, the rest as inputs. Tensors made under :func:`simulated` are measured as such. If
+    any of what exists is on a GPU, the memory of that GPU is measured, and none of the CPU's.
 
     The step has exactly the effects that it has unmeasured: gradients, weights and random state
     are bitwise the same, and an exception passes through unchanged. Python's cycle collector
@@ -130,7 +132,8 @@ def measure(
 
     Raises ``TypeError`` if ``step`` cannot be called without arguments or ``model`` is no module,
     ``ValueError`` if ``optimizer`` holds no parameter of ``model``, ``RuntimeError`` for a
-    measurement inside a measurement, a step that starts threads, or a profiler that is running.
+    measurement inside a measurement, a step that starts threads, a profiler or memory history that
+    is running, or tensors on two GPUs.
     """
     _check_step(step)
     with measuring(model, optimizer, inputs) as result:
@@ -159,10 +162,11 @@ def measuring(
     try:
         with _collector_resting():
             existing = what_exists(model, optimizer, inputs)
-            source, simulation = _source_for([tensor for tensor, _ in existing])
+            source, surroundings = _source_for([tensor for tensor, _ in existing])
+            requested_of_gpus = requested_so_far()
             trace: list[MemoryTrace] = []
             with contextlib.ExitStack() as stack:
-                stack.enter_context(simulation)
+                stack.enter_context(surroundings)
                 recorder = Recorder(source, model)
                 recorder.existed_before(existing)
                 del existing  # or the step could not free any of it
@@ -170,6 +174,8 @@ def measuring(
                 stack.enter_context(recorder.listening(model, optimizer))
                 yield lambda: trace[0]
             _check_threads(threads)
+            if isinstance(source, CPUAllocator) and requested_so_far() != requested_of_gpus:
+                raise RuntimeError(_memory_of_a_gpu())
             trace.append(_Lives(recorder).trace())
     finally:
         _running.release()
@@ -279,7 +285,7 @@ class _Lives:
                 for change in undated:
                     change.phase = change.life.phase = phase
                 undated.clear()
-                repeated = list(entry.numbers)
+                repeated = list(entry.numbers) if self.recorder.source.sees_numbers else []
                 open_operators.append(entry)
                 self._read(entry)
             elif isinstance(entry, Given):
@@ -407,20 +413,15 @@ _RANDOM_STATE_BYTES = torch.get_rng_state().nbytes
 def _source_for(
     tensors: list[Tensor],
 ) -> tuple[Source, contextlib.AbstractContextManager]:
-    """The source that sees these tensors, and the simulation to enter if it is not active yet."""
+    """The source that sees these tensors, and what has to be entered while it listens."""
     if detect_fake_mode() is not None:
         return SimulatedTensors(), contextlib.nullcontext()
     for tensor in tensors:
         if isinstance(tensor, FakeTensor):
             return SimulatedTensors(), _resumed(tensor.fake_mode)
-        if tensor.device.type != "cpu":
-            raise NotImplementedError(
-                text(
-                    zh=f"目前能测 CPU 上的张量和模拟张量，而这里有张量在 {tensor.device} 上。",
-                    en="Tensors on the CPU and simulated ones can be measured; "
-                    f"here is one on {tensor.device}.",
-                )
-            )
+    gpu = the_gpu_of(tensor.device for tensor in tensors)
+    if gpu is not None:
+        return CUDAAllocator(gpu), backward_on_this_thread()
     return CPUAllocator(), contextlib.nullcontext()
 
 
@@ -567,6 +568,15 @@ def _check_threads(names: list[str]) -> None:
                 "(a DataLoader with num_workers=0).",
             )
         )
+
+
+def _memory_of_a_gpu() -> str:
+    return text(
+        zh="step 用了显存，而 model、optimizer 和 inputs 都在 CPU 上，所以这次测的是 CPU 的内存。"
+        "请把 GPU 上的模型或输入交给 measure。",
+        en="The step used memory of a GPU, but model, optimizer and inputs are on the CPU, so the "
+        "CPU's was measured. Hand measure the model or the inputs that are on the GPU.",
+    )
 
 
 def _warn_without_backward() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from .explorers import Explorer, show
 from .figures import PHASE_NAMES, draw_bars, draw_timeline, size_text
 from .language import Table
-from .memory import MemoryTrace
+from .memory import MemoryTrace, Role
 
 
 def show_timeline(trace: MemoryTrace, limit: int | None = None) -> Explorer:
@@ -23,20 +24,26 @@ def show_timeline(trace: MemoryTrace, limit: int | None = None) -> Explorer:
     return show(lambda figure, data: draw_timeline(figure, data, limit=limit), trace, caption)
 
 
-_SOURCES = {"cpu allocator": "CPU 分配器", "simulated": "模拟张量"}
+_SOURCES = {
+    "cpu allocator": "CPU 分配器",
+    "cuda allocator": "CUDA 分配器",
+    "simulated": "模拟张量",
+}
 
 
 def show_bars(
-    traces: Mapping[str | tuple[str, str], MemoryTrace], title: tuple[str, str] | str = ""
+    traces: Mapping[str | tuple[str, str], MemoryTrace | Mapping[Role, int]],
+    title: tuple[str, str] | str = "",
 ) -> Explorer:
     """The peaks of several steps beside each other, stacked by role.
 
-    ``traces``: by name, or by (zh, en).
+    ``traces``: by name, or by (zh, en); bytes by role, as a GPU's file has them, do as well.
     """
     rows = list(traces.items())
+    sizes = [(name, size_text(_peak(trace))) for name, trace in rows]
     words = [
-        "；".join(f"{_named(name, 0)}：{size_text(trace.peak)}" for name, trace in rows),
-        "; ".join(f"{_named(name, 1)}: {size_text(trace.peak)}" for name, trace in rows),
+        "；".join(f"{_named(name, 0)}：{size}" for name, size in sizes),
+        "; ".join(f"{_named(name, 1)}: {size}" for name, size in sizes),
     ]
     height = 1.4 + 0.42 * len(rows)
     return show(
@@ -46,14 +53,29 @@ def show_bars(
 
 
 def _named(name: str | tuple[str, str], language: int) -> str:
-    return name if isinstance(name, str) else name[language]
+    return (name if isinstance(name, str) else name[language]).replace("\n", " · ")
 
 
-def roles_table(trace: MemoryTrace) -> Table:
-    """The bytes of each role at the peak; they add up to the peak."""
+def _peak(trace: MemoryTrace | Mapping[Role, int]) -> int:
+    return sum(trace.values()) if isinstance(trace, Mapping) else trace.peak
+
+
+def roles_table(
+    trace: MemoryTrace, gpus: Mapping[str, Mapping[Role, int]] = MappingProxyType({})
+) -> Table:
+    """The bytes of each role at the peak; they add up to the peak.
+
+    ``gpus``: by card, the bytes of each role at the peak of the same step there.
+    """
+    there = list(gpus.values())
     rows: list[list] = [
-        [role.names, f"{size:,}", f"{size / trace.peak:.1%}"]
-        for role, size in trace.at_peak.items() if size
-    ]  # fmt: skip
-    rows.append([("合计 = 峰值", "total = peak"), f"{trace.peak:,}", "100.0%"])
-    return Table([("角色", "role"), ("字节", "bytes"), ("占比", "share")], rows)
+        [role.names, f"{size:,}", f"{size / trace.peak:.1%}", *(f"{of[role]:,}" for of in there)]
+        for role, size in trace.at_peak.items()
+        if size or any(of[role] for of in there)
+    ]
+    totals = (f"{_peak(of):,}" for of in there)
+    rows.append([("合计 = 峰值", "total = peak"), f"{trace.peak:,}", "100.0%", *totals])
+    return Table(
+        [("角色", "role"), ("字节", "bytes"), ("占比", "share"), *((card, card) for card in gpus)],
+        rows,
+    )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from matplotlib.figure import Figure
@@ -366,23 +367,29 @@ class Slowdown:
         return low, high
 
 
-def time_kinds(kinds: Sequence[Kind] = KINDS, rounds: int = 5) -> list[Slowdown]:
-    """Time real, small steps of each kind, with and without a checkpoint per block.
+def time_kinds(
+    kinds: Sequence[Kind] = KINDS, rounds: int = 5, device: torch.device | str = "cpu"
+) -> list[Slowdown]:
+    """Time real steps of each kind, with and without a checkpoint per block.
 
-    The two take turns, so that a slow moment of the machine touches both.
+    The two take turns, so that a slow moment of the machine touches both. Models are small on the
+    CPU and large on a GPU, which would spend its time waiting for Python otherwise.
     """
+    device = torch.device(device)
     found = []
     for kind in progress(kinds, zh="逐个计时", en="Timing each"):
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            blocks, shape = kind.small()
-            x = torch.randn(shape)
+            blocks, shape = kind.small() if device.type == "cpu" else kind.large()
+            blocks, x = blocks.to(device), torch.randn(shape).to(device)
         optimizer = torch.optim.AdamW(blocks.parameters())
         seconds: dict[int, list[float]] = {0: [], 1: []}
         for number in range(-2, rounds):  # two rounds to warm up
             for each in seconds:
                 begin = time.perf_counter()
                 training_step(blocks, x, optimizer, each)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 if number >= 0:
                     seconds[each].append(time.perf_counter() - begin)
         ratios = tuple(b / a for a, b in zip(seconds[0], seconds[1], strict=True))
@@ -390,14 +397,21 @@ def time_kinds(kinds: Sequence[Kind] = KINDS, rounds: int = 5) -> list[Slowdown]
     return found
 
 
-def slowdown_table(found: Sequence[Slowdown]) -> Table:
-    """Median and spread of the extra time of each kind."""
+def slowdown_table(
+    found: Sequence[Slowdown], gpus: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+) -> Table:
+    """Median and spread of the extra time of each kind.
+
+    ``gpus``: by card, the medians of the large models, by the kind's English name.
+    """
     rows = [
         [one.kind.name, f"{one.median - 1:+.0%}",
-         " … ".join(f"{quarter - 1:+.0%}" for quarter in one.quartiles)]
+         " … ".join(f"{quarter - 1:+.0%}" for quarter in one.quartiles),
+         *(f"{medians[one.kind.name[1]] - 1:+.0%}" for medians in gpus.values())]
         for one in found
     ]  # fmt: skip
     return Table(
         [("模型（小）", "model (small)"), ("多用的时间，中位数", "extra time, median"),
-         ("中间一半的轮次", "middle half of the rounds")], rows,
+         ("中间一半的轮次", "middle half of the rounds"),
+         *((f"{card}，大模型", f"{card}, large model") for card in gpus)], rows,
     )  # fmt: skip

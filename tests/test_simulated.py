@@ -216,6 +216,13 @@ def test_the_process_lives(answers: dict[str, str]) -> None:
     assert "unmeasured" in answers  # torch's own words
 
 
+def test_a_result_as_large_as_the_number_beside_it_is_counted() -> None:
+    """The 2 is a tensor of 8 bytes to PyTorch, and so is the product; only the product is real."""
+    with simulated():
+        x = torch.ones((), dtype=torch.float64)
+    assert measure(lambda: x * 2, inputs=x).peak == 2 * 8
+
+
 @pytest.mark.parametrize(
     "harmless",
     (
