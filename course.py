@@ -340,7 +340,7 @@ def find_lesson(name, root=ROOT):
         wanted = wanted[: -len(".ipynb")]
     for path in there:
         number = path.stem.split("_")[0]
-        if wanted.isdigit() and number.isdigit() and int(wanted) == int(number):
+        if wanted.isdecimal() and number.isdecimal() and int(wanted) == int(number):
             return path
         if wanted.lower() == path.stem.lower():
             return path

@@ -115,6 +115,15 @@ class CPUAllocator:
     def stop(self) -> list[Happening]:
         """End listening; everything that happened, in order."""
         self._watched.clear()
+        if not torch.autograd._profiler_enabled():
+            raise RuntimeError(
+                text(
+                    zh="step 自己也用了 profiler，它一结束，measure 的那个也跟着结束了。"
+                    "请在没有 profiler 的 step 上测量。",
+                    en="The step used a profiler itself, and measure's own ended together with "
+                    "it. Measure the step without a profiler.",
+                )
+            )
         reported = _disable_profiler().experimental_event_tree()
         allocations = [event for event in reported if event.tag == _EventType.Allocation]
         allocations.sort(key=lambda event: event.start_time_ns)

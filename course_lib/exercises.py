@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
+import numbers
+import operator
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import ipywidgets
@@ -13,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .language import Bilingual, Table, on_change, spoken, text
+from .memory import measure
 from .saved import saved_tensors
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "×": 1, "%": 1, "": 1}
@@ -51,11 +57,12 @@ class Prediction(ipywidgets.HBox):
 
     @property
     def value(self) -> float | None:
-        """What the learner typed, None if nothing or not a number."""
+        """What the learner typed, None if nothing or not a finite number."""
         try:
-            return float(self.field.value.replace(",", "").replace("，", ""))
+            typed = float(self.field.value.replace(",", "").replace("，", ""))
         except ValueError:
             return None
+        return typed if math.isfinite(typed) else None
 
     def _changed(self) -> None:
         broken = self.field.value.strip() and self.value is None
@@ -215,17 +222,43 @@ def raised(error: Exception) -> Verdict:
     return Verdict("wrong", f"你的代码抛出了异常：{what}", f"Your code raised an exception: {what}")
 
 
+def _asked(answer: Callable[..., Any], cases: Iterable[tuple]) -> list[Any] | Verdict:
+    """What the answer says to each case; a verdict if it raises or says nothing to any."""
+    try:
+        said = [answer(*case) for case in cases]
+    except Exception as error:
+        return raised(error)
+    return unfinished() if all(value is None for value in said) else said
+
+
+def _number(said: Any) -> float | None:
+    """``said`` as a number, None if it is none; a tensor may hold it."""
+    if isinstance(said, Tensor) and said.numel() == 1:
+        said = said.item()
+    return said if isinstance(said, numbers.Real) and math.isfinite(said) else None
+
+
+def _briefly(said: Any) -> str:
+    return " ".join(reprlib.repr(said).split())
+
+
 def check_segments(answer: Callable[[int, int], Any]) -> Verdict:
     """Check ``answer(n, k)``: k ranges that cover 0 … n-1, lengths differing by at most one."""
-    for n, k in ((12, 4), (12, 1), (12, 12), (12, 5), (7, 3), (100, 10), (1, 1)):
+    cases = ((12, 4), (12, 1), (12, 12), (12, 5), (7, 3), (100, 10), (1, 1))
+    said = _asked(answer, cases)
+    if isinstance(said, Verdict):
+        return said
+    for (n, k), found in zip(cases, said, strict=True):
         try:
-            found = answer(n, k)
-            if found is None:
-                return unfinished()
-            parts = [list(part) for part in found]
-        except Exception as error:
+            parts = [[operator.index(layer) for layer in part] for part in found]
+        except TypeError:
+            fault = (f"应返回由 {k} 个 range 组成的列表，得到的是 {_briefly(found)}。",
+                     f"a list of {k} ranges is wanted, not {_briefly(found)}.")  # fmt: skip
+        except Exception as error:  # of a generator
             return raised(error)
-        if fault := _fault_in_segments(parts, n, k):
+        else:
+            fault = _fault_in_segments(parts, n, k)
+        if fault:
             zh, en = fault
             return Verdict("wrong", f"n={n}, k={k}：{zh}", f"n={n}, k={k}: {en}")
     return Verdict(
@@ -260,17 +293,14 @@ def check_cheapest(answer: Callable[[int, Any], Any], measured: Sequence[Any]) -
     """
     peaks = sorted({result.trace.peak for result in measured})
     budgets = [peaks[0] - 1, *peaks, peaks[-1] + 1]
-    for budget in budgets:
-        try:
-            said = answer(budget, list(measured))
-        except Exception as error:
-            return raised(error)
-        if said is None:
-            return unfinished()
+    answers = _asked(answer, [(budget, list(measured)) for budget in budgets])
+    if isinstance(answers, Verdict):
+        return answers
+    for budget, said in zip(budgets, answers, strict=True):
         fitting = [result for result in measured if result.trace.peak <= budget]
         fewest = min((result.trace.flops for result in fitting), default=None)
         best = [result.checkpoints for result in fitting if result.trace.flops == fewest] or [-1]
-        if said not in best:
+        if _number(said) not in best:
             zh, en = _fault_in_choice(said, best[0], budget, measured)
             return Verdict(
                 "wrong", f"预算 {budget:,} 字节：{zh}", f"Budget of {budget:,} bytes: {en}"
@@ -283,10 +313,14 @@ def check_cheapest(answer: Callable[[int, Any], Any], measured: Sequence[Any]) -
 
 
 def _fault_in_choice(said: Any, best: int, budget: int, measured: Sequence[Any]) -> tuple[str, str]:
+    shown, said = _briefly(said), _number(said)
     chosen = next((result for result in measured if result.checkpoints == said), None)
     if best == -1:
-        return (f"没有一种放得下，应返回 -1，得到 {said}。",
-                f"nothing fits, so -1 is expected, not {said}.")  # fmt: skip
+        return (f"没有一种放得下，应返回 -1，得到 {shown}。",
+                f"nothing fits, so -1 is expected, not {shown}.")  # fmt: skip
+    if said is None:
+        return (f"应返回检查点的数量，得到的是 {shown}。",
+                f"a number of checkpoints is wanted, not {shown}.")  # fmt: skip
     if chosen is None:
         return (f"得到 {said}，而 {best} 个检查点放得下。",
                 f"yours is {said}, but {best} checkpoints fit.")  # fmt: skip
@@ -318,18 +352,23 @@ def check_kept_bytes(answer: Callable[[int, int, int, int], Any]) -> Verdict:
 
     Compared with ``saved_tensors`` for four sizes, in float32, its input included.
     """
-    for sizes in ((1, 1, 8, 16), (2, 16, 32, 64), (3, 5, 16, 128), (4, 8, 64, 24)):
+    # hidden is no small multiple of width at first, so that each fault has a number of its own
+    cases = ((1, 1, 8, 20), (2, 16, 32, 64), (3, 5, 16, 128), (4, 8, 64, 24))
+    answers = _asked(answer, cases)
+    if isinstance(answers, Verdict):
+        return answers
+    for sizes, said in zip(cases, answers, strict=True):
         batch, sequence, width, hidden = sizes
-        try:
-            said = answer(*sizes)
-        except Exception as error:
-            return raised(error)
-        if said is None:
-            return unfinished()
         block = GatedMLP(width, hidden)
         expected = saved_tensors(block, torch.randn(batch, sequence, width)).total
-        if said != expected:
-            return _wrong_kept_bytes(said, expected, sizes, block)
+        if (number := _number(said)) is None:
+            return Verdict(
+                "wrong",
+                f"应返回字节数，得到的是 {_briefly(said)}。",
+                f"a number of bytes is wanted, not {_briefly(said)}.",
+            )
+        if number != expected:
+            return _wrong_kept_bytes(number, expected, sizes, block)
     return Verdict(
         "right",
         "四组尺寸都对，一个字节不差。x 有两个使用者，却只存一份；SiLU 存输入，乘法存两个因子，"
@@ -392,7 +431,7 @@ def check_thrifty(answer: Callable[[Wasteful, Tensor], Any]) -> Verdict:
     """Check ``answer(block, x)``: the block's own result and gradients, with less kept.
 
     Passes if outputs and all gradients agree (relative 1e-4) and no more is kept than a block
-    without the wasted tensor needs.
+    without the wasted tensor needs, by ``saved_tensors`` and by ``measure`` alike.
     """
     torch.manual_seed(0)
     block = Wasteful()
@@ -405,23 +444,23 @@ def check_thrifty(answer: Callable[[Wasteful, Tensor], Any]) -> Verdict:
         found = answer(block, x)
         if found is None:
             return unfinished()
-        if not isinstance(found, Tensor) or found.shape != expected.shape:
-            shape = list(getattr(found, "shape", [])) or type(found).__name__
+        if _kind(found) != _kind(expected):
+            wanted, got = _kind(expected), _kind(found)
             return Verdict(
                 "wrong",
-                f"结果应是形状 {list(expected.shape)} 的张量，得到的是 {shape}。",
-                f"The result should be a tensor of shape {list(expected.shape)}, not {shape}.",
+                f"结果应是形状 {wanted} 的张量，得到的是 {got}。",
+                f"The result should be a tensor of shape {wanted}, not {got}.",
             )
-        kept = saved_tensors(lambda x: answer(block, x), x).total
+        kept = saved_tensors(partial(answer, block), x).total
         gap = (found - expected).abs().max().item()
-        if gap > 1e-4 * expected.abs().max().item():
+        if not gap <= 1e-4 * expected.abs().max().item():  # nan is no agreement
             return Verdict(
                 "wrong",
                 f"输出变了：最大相差 {gap:.2g}。换写法，不能换函数。",
                 f"The output changed, by up to {gap:.2g}. Write it differently, but keep the "
                 "function.",
             )
-        _, gradients = _result_and_gradients(lambda x: answer(block, x), block, x)
+        _, gradients = _result_and_gradients(partial(answer, block), block, x)
     except Exception as error:
         return raised(error)
     for name, gradient in expected_gradients.items():
@@ -442,6 +481,19 @@ def check_thrifty(answer: Callable[[Wasteful, Tensor], Any]) -> Verdict:
             f"It keeps {kept:,} bytes; it was {wasteful:,} and can be {budget:,}. "
             "Which line keeps both the input and the output of sigmoid?",
         )
+    try:
+        held, allowed = (_held(call, block, x) for call in (partial(answer, block), block))
+    except Exception as error:
+        return raised(error)
+    allowed -= hidden_bytes
+    if held > allowed + hidden_bytes // 4:  # something small beside it does not matter
+        return Verdict(
+            "wrong",
+            "saved_tensors 看不见那些值了，可它们还在：前向传播结束时，实测比开始时多 "
+            f"{held:,} 字节，能做到 {allowed:,}。",
+            "saved_tensors no longer sees those values, but they are still there: measured at the "
+            f"end of forward, {held:,} bytes more than at its start, and it can be {allowed:,}.",
+        )
     return Verdict(
         "right",
         f"保存的字节从 {wasteful:,} 降到 {kept:,}，输出和梯度不变。",
@@ -449,14 +501,29 @@ def check_thrifty(answer: Callable[[Wasteful, Tensor], Any]) -> Verdict:
     )
 
 
+def _kind(result: Any) -> str:
+    if not isinstance(result, Tensor):
+        return type(result).__name__
+    return f"{list(result.shape)} {str(result.dtype).removeprefix('torch.')}"
+
+
 def _result_and_gradients(
     function: Callable[[Tensor], Tensor], block: nn.Module, x: Tensor
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """``function(x)`` and the gradients of its squared sum; nothing is left in ``.grad``."""
-    names = ["x", *(name for name, _ in block.named_parameters())]
-    leaves = [x, *block.parameters()]
+    leaves = {"x": x, **dict(block.named_parameters())}
+    for leaf in leaves.values():
+        leaf.grad = None
     result = function(x)
-    if not result.requires_grad:
-        return result, dict.fromkeys(names)
-    gradients = torch.autograd.grad(result.square().sum(), leaves, allow_unused=True)
-    return result.detach(), dict(zip(names, gradients, strict=True))
+    if result.requires_grad:
+        result.square().sum().backward()
+    gradients = {name: leaf.grad for name, leaf in leaves.items()}
+    for leaf in leaves.values():
+        leaf.grad = None
+    return result.detach(), gradients
+
+
+def _held(function: Callable[[Tensor], Tensor], block: nn.Module, x: Tensor) -> int:
+    """Bytes at the end of the forward pass that were not there at its start, as measured."""
+    trace = measure(lambda: _result_and_gradients(function, block, x), block, inputs=x)
+    return sum(trace.kept.values()) - sum(trace.before.values())

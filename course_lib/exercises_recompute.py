@@ -166,7 +166,7 @@ class _Setting:
         self.reset()
         run, calls = _Run(), []
         with _counting(self.module, calls):
-            loss = self.loss(call, run)
+            loss = self.loss(call, run, calls)
             forward_calls = len(calls)
             loss.backward()
             run.calls = forward_calls, len(calls)
@@ -176,7 +176,9 @@ class _Setting:
         run.gradients = {name: leaf.grad for name, leaf in self.named()}
         return run
 
-    def loss(self, call: Callable[..., Any], run: _Run | None = None) -> Tensor:
+    def loss(
+        self, call: Callable[..., Any], run: _Run | None = None, calls: Sequence[Any] = ()
+    ) -> Tensor:
         first, *others = self.leaves
         x = self.case.inputs(first)
         with torch.autocast(self.case.device, torch.bfloat16, enabled=self.case.autocast):
@@ -185,7 +187,7 @@ class _Setting:
         for output in outputs:
             if not isinstance(output, Tensor):
                 if output is None:
-                    raise _Unfinished
+                    raise _nothing_returned(calls)
                 raise _Wrong(
                     f"输出应是张量，得到的是 {type(output).__name__}。",
                     f"The output should be a tensor, not {type(output).__name__}.",
@@ -213,6 +215,14 @@ class _Setting:
 
 class _Unfinished(Exception):
     """The answer is still a stub."""
+
+
+def _nothing_returned(calls: Sequence[Any]) -> Exception:
+    """What None means, from an answer that made these calls."""
+    if not calls:
+        return _Unfinished()
+    return _Wrong("函数运行了，却没有返回结果：少了 return？",
+                  "it ran, but returned nothing: is a return missing?")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -352,11 +362,14 @@ def _check_memory(
         ))  # fmt: skip
 
 
+_NO_GRAD_HINT = (
+    "反向传播里梯度模式默认是关着的，重算没有建图：用 torch.enable_grad()。",
+    "Grad mode is off inside a backward pass, so the second run built no graph: use "
+    "torch.enable_grad().",
+)
 _ERRORS: tuple[tuple[str, Words], ...] = (
-    ("does not require grad", (
-        "反向传播里梯度模式默认是关着的，重算没有建图：用 torch.enable_grad()。",
-        "Grad mode is off inside a backward pass, so the second run built no graph: use "
-        "torch.enable_grad().")),
+    ("does not require grad", _NO_GRAD_HINT),
+    ("KeyError", _NO_GRAD_HINT),  # without a graph, pack is never asked, and nothing is collected
     ("backward through the graph a second time", (
         "重算接在了原来的图上，反向传播一直走到了 x 之前：先 x.detach()。",
         "The second run is attached to the old graph, so its backward pass went past x: "
@@ -381,7 +394,7 @@ def _judged(check: Callable[[], Words]) -> Verdict:
     except Exception as error:
         verdict = raised(error)
         for sign, (zh, en) in _ERRORS:
-            if sign in str(error):
+            if sign in verdict.en:
                 return Verdict("wrong", f"{verdict.zh}\n{zh}", f"{verdict.en}\n{en}")
         return verdict
     finally:
@@ -514,7 +527,7 @@ class _ByHand:
         ):
             loss = step(body, head, self.x)
         if loss is None:
-            raise _Unfinished
+            raise _nothing_returned(body_calls)
         if not isinstance(loss, Tensor):
             raise _Wrong(f"应返回损失（张量），得到的是 {type(loss).__name__}。",
                          f"Return the loss, a tensor, not {type(loss).__name__}.")  # fmt: skip
@@ -589,9 +602,10 @@ def _check_chain_gradients(answer: Callable[..., Any], count: int, segments: int
         with contextlib.ExitStack() as stack:
             for layer in layers:
                 stack.enter_context(_counting(layer, calls))
-            output = call(layers, segments, leaf.tanh(), recompute.rerun_alike)
+            own = nn.ModuleList(layers)  # a list of the answer's own, should it change it
+            output = call(own, segments, leaf.tanh(), recompute.rerun_alike)
             if output is None:
-                raise _Unfinished
+                raise _nothing_returned(calls)
             if not isinstance(output, Tensor):
                 raise _wrong(where, (f"输出应是张量，得到的是 {type(output).__name__}。",
                                      f"the output should be a tensor, not {type(output).__name__}."
@@ -629,8 +643,9 @@ def _hint_for_calls(calls: list[int]) -> Words:
 def _chain_measured(call: Callable[..., Any], segments: int) -> MemoryTrace:
     layers = nn.ModuleList(nn.SiLU() for _ in range(10))
     x = torch.ones(VALUE // 4, requires_grad=True)
+    own = nn.ModuleList(layers)
     return measure(
-        lambda: call(layers, segments, x, recompute.rerun_alike).sum().backward(), layers, inputs=x
+        lambda: call(own, segments, x, recompute.rerun_alike).sum().backward(), layers, inputs=x
     )
 
 

@@ -9,6 +9,7 @@ that its life shows.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import inspect
@@ -130,7 +131,13 @@ def measure(
     are bitwise the same, and an exception passes through unchanged. Python's cycle collector
     rests meanwhile, so that bytes are the same in every run.
 
-    Raises ``TypeError`` if ``step`` cannot be called without arguments or ``model`` is no module,
+    Autograd itself computes a few gradients in another way while anything watches it (those of
+    ``prod``, ``cumprod``, of ``max``, ``min`` and ``median`` over a whole tensor, of some of
+    ``torch.linalg``): the bytes are then those of the watched step, and gradients of ``prod`` and
+    ``cumprod`` may differ in the last bit.
+
+    Raises ``TypeError`` if ``step`` cannot be called without arguments, is a generator function
+    or a coroutine function, or ``model`` is no module,
     ``ValueError`` if ``optimizer`` holds no parameter of ``model``, ``RuntimeError`` for a
     measurement inside a measurement, a step that starts threads, a profiler or memory history that
     is running, or tensors on two GPUs.
@@ -165,6 +172,17 @@ def measuring(
             source, surroundings = _source_for([tensor for tensor, _ in existing])
             requested_of_gpus = requested_so_far()
             trace: list[MemoryTrace] = []
+
+            def result() -> MemoryTrace:
+                if not trace:
+                    raise RuntimeError(
+                        text(
+                            zh="measuring 的 with 还没有结束，结果要等它结束之后才有。",
+                            en="The with block of measuring has not ended; the trace comes after.",
+                        )
+                    )
+                return trace[0]
+
             with contextlib.ExitStack() as stack:
                 stack.enter_context(surroundings)
                 recorder = Recorder(source, model)
@@ -172,8 +190,8 @@ def measuring(
                 del existing  # or the step could not free any of it
                 threads = stack.enter_context(_noticing_threads())
                 stack.enter_context(recorder.listening(model, optimizer))
-                yield lambda: trace[0]
-            _check_threads(threads)
+                yield result
+            _check_threads(threads + recorder.elsewhere)
             if isinstance(source, CPUAllocator) and requested_so_far() != requested_of_gpus:
                 raise RuntimeError(_memory_of_a_gpu())
             trace.append(_Lives(recorder).trace())
@@ -191,6 +209,14 @@ def simulated() -> Iterator[None]:
     Models and steps of any size then need next to no memory. Values do not exist, so ``.item()``
     or ``if loss < 1`` raises. ``RuntimeError`` for a device that this build of torch lacks.
     """
+    if _running.locked():
+        raise RuntimeError(
+            text(
+                zh="测量已经开始，不能再换成模拟张量：请反过来，把 measure 放进 simulated() 里面。",
+                en="A measurement is running already, of real tensors or of other simulated ones. "
+                "Do it the other way round: measure inside simulated().",
+            )
+        )
     with _resumed(_Simulation()):
         yield
 
@@ -520,8 +546,18 @@ def _check_step(step: Any) -> None:
                 "To measure f(x), write measure(lambda: f(x)).",
             )
         )
+    bare = inspect.unwrap(step.func if isinstance(step, functools.partial) else step)
+    if inspect.isgeneratorfunction(bare) or inspect.iscoroutinefunction(bare):
+        raise TypeError(
+            text(
+                zh="step 是生成器或 async 函数，调用它什么也不会运行。请写一个普通函数，"
+                "在里面把它跑完。",
+                en="step is a generator or async function: calling it runs nothing. Write an "
+                "ordinary function that runs it to its end.",
+            )
+        )
     try:
-        signature = inspect.signature(step)
+        signature = inspect.signature(step.forward if isinstance(step, nn.Module) else step)
     except ValueError:  # some builtins have none; the call itself will tell
         return
     try:
@@ -561,9 +597,9 @@ def _check_threads(names: list[str]) -> None:
     if names:
         raise RuntimeError(
             text(
-                zh=f"step 启动了线程（{names[0]}）。PyTorch 按线程报告内存分配，"
+                zh=f"step 用了别的线程（{names[0]}）。PyTorch 按线程报告内存分配，"
                 "别的线程里的数不到。请在当前线程里做完（DataLoader 用 num_workers=0）。",
-                en=f"The step started a thread ({names[0]}). PyTorch reports allocations per "
+                en=f"The step used another thread ({names[0]}). PyTorch reports allocations per "
                 "thread, so those of other threads are missed. Do the work in this one "
                 "(a DataLoader with num_workers=0).",
             )

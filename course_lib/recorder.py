@@ -10,6 +10,7 @@ import contextlib
 import functools
 import linecache
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo import eval_frame
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as module_hooks
 from torch.nn.parameter import is_lazy
@@ -128,6 +130,16 @@ class Freed:
     address: int
 
 
+def never_compiled(method: Callable) -> Callable:
+    """Keep ``torch.compile`` away from a method, and from all that it calls, at no cost per call.
+
+    Where a step calls a compiled model, the compiler would take them for parts of the model.
+    """
+    skip = eval_frame._FrameAction.SKIP
+    eval_frame.set_code_exec_strategy(method.__code__, eval_frame._FrameExecStrategy(skip, skip))
+    return method
+
+
 END = None  # of the operator that began last
 Entry = Operator | Given | Found | Freed | None
 
@@ -141,7 +153,11 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # that wrapper is for torch.compile; here it would only cost time
+        return False  # that wrapper costs time; see never_compiled
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # else a compiled model would run uncompiled while it is measured
 
     def __init__(self, source: Source, model: nn.Module | None):
         super().__init__()
@@ -157,6 +173,8 @@ class Recorder(TorchDispatchMode):
         self._known: set[int] = {0}  # addresses that need no second look
         self._done_in_forward: set[tuple] = set()  # operators, by module path or line
         self._optimizers: list[int] = []  # the backward pass (-1: none) that each one runs in
+        self.elsewhere: list[str] = []  # names of other threads that modules ran in
+        self._thread = threading.get_ident()
         self._zeros: tuple[int, ...] = ()  # what the engine's last operator made, if zeros
         self._sole_owner = _counts_of_sole_owner(isinstance(source, SimulatedTensors))
 
@@ -186,6 +204,7 @@ class Recorder(TorchDispatchMode):
 
     # --- operators --------------------------------------------------------------------------
 
+    @never_compiled
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
@@ -299,17 +318,24 @@ class Recorder(TorchDispatchMode):
         if given:
             self._write(Given(role, tuple(self.source.address(part) for part in given)))
 
+    @never_compiled
     def _enter_module(self, module: nn.Module, inputs: Any) -> None:
-        self._modules.append(self._names.get(id(module), type(module).__name__))
+        if threading.get_ident() != self._thread:  # the hooks are everybody's
+            self.elsewhere.append(threading.current_thread().name)
+        else:
+            self._modules.append(self._names.get(id(module), type(module).__name__))
 
+    @never_compiled
     def _leave_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._modules:
+        if self._modules and threading.get_ident() == self._thread:
             self._modules.pop()
 
+    @never_compiled
     def _enter_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._optimizers.append(torch._C._current_graph_task_id())
         self._give(Role.GRADIENT, [p.grad for p in parameters_of(optimizer)])
 
+    @never_compiled
     def _leave_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._optimizers.pop()
         self._give(Role.OPTIMIZER_STATE, state_of(optimizer))
@@ -354,7 +380,11 @@ _DEVICE = torch.ops.prim.device.default
 _NO_WORK = ("prim", "profiler")  # ask a simulated tensor for its device, name a stretch of time
 _ADD_IN_PLACE = torch.ops.aten.add_.Tensor
 _DENSE = torch.ops.aten.is_non_overlapping_and_dense.default
-_ZEROS = {torch.ops.aten.new_zeros.default, torch.ops.aten.zeros_like.default}
+_ZEROS = {
+    torch.ops.aten.zeros.default,
+    torch.ops.aten.new_zeros.default,
+    torch.ops.aten.zeros_like.default,
+}
 _INTO_ZEROS = {  # the gradient of taking parts out: put the parts back into zeros
     torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
     torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
@@ -444,7 +474,8 @@ def _tensors(args: Iterable[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     found: list[Tensor] = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         if type(value) in _PLAIN and value.layout is torch.strided:
-            found.append(value)
+            if not value._is_zerotensor():  # forward-mode's zeros, which have no memory
+                found.append(value)
         elif isinstance(value, Tensor):
             found += parts(value)
         elif isinstance(value, (list, tuple)):

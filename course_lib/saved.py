@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .language import Table
-from .recorder import Place, Role, learners_line
+from .recorder import Place, Role, learners_line, never_compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,10 @@ class _Watch(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # see Recorder
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # see Recorder
+
     def __init__(self, owner: Any):
         super().__init__()
         self.roles: dict[int, Role] = {}  # of storages that exist anyway
@@ -175,6 +179,7 @@ class _Watch(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
 
+    @never_compiled
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
@@ -186,6 +191,7 @@ class _Watch(TorchDispatchMode):
                 self.roles[_storage(argument)] = Role.PARAMETER
         return func(*args, **(kwargs or {}))
 
+    @never_compiled
     def _pack(self, tensor: Tensor) -> _Packed:
         packed = _Packed(tensor)
         caller = sys._getframe(1)
@@ -194,9 +200,11 @@ class _Watch(TorchDispatchMode):
         self._savings.append(_Saving(weakref.ref(packed), node, place, _function_name(caller)))
         return packed
 
+    @never_compiled
     def _enter_module(self, module: nn.Module, inputs: Any) -> None:
         self._modules.append(self._names.get(id(module), type(module).__name__))
 
+    @never_compiled
     def _leave_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._modules:
             self._modules.pop()

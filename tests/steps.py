@@ -419,6 +419,20 @@ def autograd_grad() -> Step:
 
 
 @a_step
+def cumulative_maximum() -> Step:
+    """Its gradient is scattered into zeros, in place when nobody watches."""
+    x = leaf(8, 8)
+    return plain(lambda x: x.cummax(0)[0], x)
+
+
+@a_step
+def func_jvp() -> Step:
+    """Forward-mode: tangents that are zero have no memory at all."""
+    linear, x = nn.Linear(16, 4), torch.randn(8, 16)
+    return Step(lambda: torch.func.jvp(linear, (x,), (torch.ones_like(x),)), linear, inputs=x)
+
+
+@a_step
 def func_grad() -> Step:
     block, x = Block(64, 256), torch.randn(32, 64)
     weights = {name: p.detach() for name, p in block.named_parameters()}

@@ -249,7 +249,7 @@ def test_a_lesson_has_many_names(three_lessons, name, stem):
     assert course.find_lesson(name, three_lessons).stem == stem
 
 
-@pytest.mark.parametrize("name", ["7", "activation", "", "..", "scratch"])
+@pytest.mark.parametrize("name", ["7", "²", "activation", "", "..", "scratch"])
 def test_an_unknown_lesson_is_answered_with_those_there_are(three_lessons, name):
     message = stopped(course.find_lesson, name, three_lessons)
     assert both_languages(message)

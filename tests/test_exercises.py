@@ -44,6 +44,12 @@ def thrifty(block, x):
     return block.down(functional.silu(block.gate(x)) * (block.up(x) + 1.0))
 
 
+def fused_in_a_module(block, x):
+    block.fuse = nn.PReLU(4)  # 16 bytes that are there after the step
+    block.fuse(x[:, :4])
+    return thrifty(block, x)
+
+
 RIGHT = [
     lambda: check_segments(lambda n, k: [range(i * n // k, (i + 1) * n // k) for i in range(k)]),
     lambda: check_segments(  # the longer ones first, as lists
@@ -54,6 +60,11 @@ RIGHT = [
     lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * w + 16 * b * s * h),
     lambda: check_thrifty(thrifty),
     lambda: check_thrifty(lambda block, x: checkpoint(block, x, use_reentrant=False)),
+    lambda: check_thrifty(lambda block, x: checkpoint(block, x, use_reentrant=True)),
+    lambda: check_thrifty(fused_in_a_module),
+    lambda: check_segments(lambda n, k: torch.arange(n).tensor_split(k)),
+    lambda: check_cheapest(lambda b, m: torch.tensor(cheapest(b, m)), MEASURED),
+    lambda: check_kept_bytes(lambda b, s, w, h: torch.tensor(4 * b * s * (w + 4 * h))),
 ]  # fmt: skip
 
 
@@ -87,6 +98,29 @@ def gated_parameters(w, h):
     return 4 * (3 * w * h + 2 * h + w)
 
 
+class HidesWhatItKeeps(torch.autograd.Function):
+    """Keeps its tensors on ``ctx``, where saved_tensors cannot see them."""
+
+    @staticmethod
+    def forward(ctx, gate):
+        ctx.gate, ctx.sigmoid = gate.detach(), torch.sigmoid(gate.detach())
+        return ctx.gate * ctx.sigmoid
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.sigmoid + ctx.gate * ctx.sigmoid * (1 - ctx.sigmoid))
+
+
+def moved_to_the_cpu(block, x):
+    with torch.autograd.graph.save_on_cpu():
+        return block(x)
+
+
+def only_where_it_fits(budget, measured):
+    found = cheapest(budget, measured)
+    return None if found == -1 else found
+
+
 WRONG = [
     (lambda: check_segments(lambda n, k: [range(n)]), "4 segments are wanted, not 1"),
     (lambda: check_segments(lambda n, k: [range(i * (n // k), (i + 1) * (n // k))
@@ -116,6 +150,30 @@ WRONG = [
         functional.silu(block.gate(x)) * block.up(x))), "output changed"),
     (lambda: check_thrifty(lambda block, x: block(x).sum()), "should be a tensor of shape"),
     (lambda: check_thrifty(lambda block, x: block.nothing(x)), "AttributeError"),
+    # nonsense
+    (lambda: check_segments(lambda n, k: "ranges"), "list of 4 ranges is wanted, not 'ranges'"),
+    (lambda: check_segments(lambda n, k: 3), "list of 4 ranges is wanted, not 3"),
+    (lambda: check_segments(lambda n, k: [None] * k), r"is wanted, not \[None, None, None, None\]"),
+    (lambda: check_segments(lambda n, k: [slice(0, n)] * k), "list of 4 ranges is wanted"),
+    (lambda: check_segments(lambda n, k: [[0.5] * n] * k), "list of 4 ranges is wanted"),
+    (lambda: check_segments(lambda n, k: (1 // i for i in range(k))), "ZeroDivisionError"),
+    (lambda: check_segments(lambda n, k: [range(n)] if k == 1 else None), "wanted, not None"),
+    (lambda: check_cheapest(only_where_it_fits, MEASURED), "so -1 is expected, not None"),
+    (lambda: check_cheapest(lambda b, m: torch.arange(2), MEASURED), "not tensor"),
+    (lambda: check_cheapest(lambda b, m: -1 if b < 50 else m[3], MEASURED),
+     "a number of checkpoints is wanted, not namespace"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: "4"), "a number of bytes is wanted, not '4'"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: [4]), r"a number of bytes is wanted, not \[4\]"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: torch.arange(2)), "bytes is wanted, not tensor"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: float("nan")), "bytes is wanted, not nan"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * (w + 4 * h) if b < 3 else None),
+     "bytes is wanted, not None"),
+    (lambda: check_thrifty(lambda block, x: block(x).mean()), r"of shape \[4, 16, 64\].*not \[\]"),
+    (lambda: check_thrifty(lambda block, x: thrifty(block, x).double()), "float32, not .*float64"),
+    (lambda: check_thrifty(lambda block, x: thrifty(block, x) * float("nan")), "output changed"),
+    (lambda: check_thrifty(lambda block, x: block.down(
+        HidesWhatItKeeps.apply(block.gate(x)) * (block.up(x) + 1.0))), "are still there"),
+    (lambda: check_thrifty(moved_to_the_cpu), "are still there"),
 ]  # fmt: skip
 
 
@@ -152,9 +210,10 @@ def test_a_prediction_is_kept_when_its_cell_runs_again():
 
 def test_a_prediction_that_is_no_number_is_pointed_out_and_not_kept():
     prediction = predict("peak", zh="峰值是", en="The peak is")
-    prediction.field.value = "many"
-    assert prediction.value is None
-    assert "Please type a number" in prediction._note.value
+    for typed in ("many", "nan", "inf", "9" * 400, "58 MiB", "1/3", "--3"):
+        prediction.field.value = typed
+        assert prediction.value is None, typed
+        assert "Please type a number" in prediction._note.value, typed
 
 
 def test_a_comparison_follows_what_is_typed_later():

@@ -146,6 +146,11 @@ def returns_the_loss_with_its_graph(body, head, x):
     return loss
 
 
+@wrong(by_hand, "函数运行了，却没有返回", "it ran, but returned nothing")
+def forgets_to_return_the_loss(body, head, x):
+    recompute.step_by_hand(body, head, x)
+
+
 @wrong(by_hand, "不能盖掉旧的", "not replace it")
 def overwrites_gradients(body, head, x):
     for leaf in (x, *body.parameters(), *head.parameters()):
@@ -302,6 +307,11 @@ def forgets_the_second_output(function, *inputs):
     return autograd_function(Rerun.forward, backward_for_one_output)(function, *inputs)
 
 
+@wrong(function_check, "函数运行了，却没有返回", "it ran, but returned nothing")
+def forgets_to_return_the_output(function, *inputs):
+    Rerun.apply(function, *inputs)
+
+
 @wrong(function_check, "输出没有 grad_fn", "the output has no grad_fn")
 def never_comes_back(function, *inputs):
     with torch.no_grad():
@@ -452,6 +462,20 @@ def calls_itself(layers, segments, x, checkpoint):
     return calls_itself(layers[cut:], segments - 1, x, checkpoint)
 
 
+@right(chain_check)
+def uses_up_the_layers(layers, segments, x, checkpoint):
+    for left in range(segments, 0, -1):
+        part = layers[: len(layers) // left]
+        del layers[: len(part)]
+        x = checkpoint(nn.Sequential(*part), x)
+    return x
+
+
+@wrong(chain_check, "函数运行了，却没有返回", "it ran, but returned nothing")
+def forgets_to_return_the_chain(layers, segments, x, checkpoint):
+    recompute.chain(layers, segments, x, checkpoint)
+
+
 @wrong(chain_check, "从第 4 层起没有检查点", "From layer 4 on")
 def leaves_the_last_segment_out(layers, segments, x, checkpoint):
     cuts = [len(layers) * i // segments for i in range(segments + 1)]
@@ -582,7 +606,7 @@ def no_early_stop(function, *inputs):
     return by_closures(function, inputs, early_stop=False)
 
 
-@wrong(hooks_check, "KeyError", "KeyError")
+@wrong(hooks_check, "用 torch.enable_grad()", "use torch.enable_grad()")
 def recomputes_without_grad_mode(function, *inputs):
     return by_closures(function, inputs, grad=False)
 

@@ -568,7 +568,7 @@ def test_what_prevents_a_measurement_is_a_warning():
             return super().training_step(batch, batch_idx)
 
     monitor = MemoryMonitor([1])
-    with pytest.warns(UserWarning, match="was not measured: The step started a thread"):
+    with pytest.warns(UserWarning, match="was not measured: The step used another thread"):
         assert len(fit(StartsAThread(**SMALL), monitor)) == 4
     assert monitor.traces == {}
 

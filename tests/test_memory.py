@@ -10,11 +10,13 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch._functorch.config as functorch_config
 import torch.nn.functional as F
-from independent import bytes_before, count
+from independent import Step, bytes_before, count
 from steps import STEPS, Block, Blocks, RecomputingFunction
 from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
@@ -24,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from course_lib import language
-from course_lib.memory import Event, MemoryTrace, Role, measure, measuring
+from course_lib.memory import Event, MemoryTrace, Role, measure, measuring, simulated
 
 RANDOM_STATE = torch.get_rng_state().nbytes
 # A dispatch mode, any, makes autograd clone a sparse gradient that it would have kept as it is.
@@ -100,6 +102,63 @@ def test_operators_that_use_several_threads() -> None:
             assert measured_anew(name).peak == count(STEPS[name]).peak
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("backend", "budget"), (("eager", 1), ("aot_eager", 0.3), ("aot_eager_decomp_partition", 1))
+)
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks")
+def test_a_compiled_model(backend: str, budget: float) -> None:
+    """Its own bytes: not those of the model uncompiled, nor of a recorder compiled with it."""
+
+    def make() -> Step:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        model = nn.Sequential(*[Block(WIDTH, INNER) for _ in range(2)])
+        x = torch.randn(256, WIDTH)
+        compiled = torch.compile(model, backend=backend)
+
+        def run() -> None:
+            compiled(x).sum().backward()
+
+        run()
+        model.zero_grad()
+        return Step(run, model, inputs=x)
+
+    with functorch_config.patch(activation_memory_budget=budget):
+        make().run()
+        counted, step = count(make), make()
+        trace = measure(step.run, step.model, inputs=step.inputs)
+    assert sum(trace.at_peak.values()) == trace.peak == counted.peak
+    assert trace.events[-1].total == counted.after
+    torch._dynamo.reset()
+
+
+# While any dispatch mode is active, autograd computes these gradients in another way.
+WATCHED_OTHERWISE = {
+    "prod": lambda x: x.prod(),
+    "cumprod": lambda x: x.cumprod(0),
+    "max": lambda x: x.max(),
+    "median": lambda x: x.median(),
+    "cholesky": lambda x: torch.linalg.cholesky(x @ x.t() + torch.eye(8)),
+    "pinv": torch.linalg.pinv,
+}
+
+
+@pytest.mark.parametrize("name", WATCHED_OTHERWISE)
+def test_gradients_that_pytorch_computes_otherwise_when_watched(name: str) -> None:
+    def make() -> Step:
+        torch.manual_seed(0)
+        x = torch.rand(8, 8, requires_grad=True)
+        return Step(lambda: WATCHED_OTHERWISE[name](x).sum().backward(), inputs=x)
+
+    make().run()
+    bare, step = make(), make()
+    bare.run()
+    trace = measure(step.run, inputs=step.inputs)
+    torch.testing.assert_close(step.inputs.grad, bare.inputs.grad)
+    assert sum(trace.at_peak.values()) == trace.peak
+    assert trace.peak != count(make).peak, "exact by now: take it out here and in measure's words"
 
 
 def test_what_exists_before_is_counted_by_hand() -> None:
@@ -754,8 +813,20 @@ def test_a_step_that_takes_arguments(spoken: str) -> None:
     refused(TypeError, lambda: measure(lambda x: x), "'x'", "'x'")
     linear = nn.Linear(2, 2)
     refused(TypeError, lambda: measure(linear.forward), "'input'", "'input'")
+    refused(TypeError, lambda: measure(linear), "'input'", "'input'")
     assert measure(lambda x=torch.ones(2): x.neg()).peak == 16  # noqa: B008
     assert measure(functools.partial(torch.ones, 3)).peak == 12
+
+
+def test_a_step_that_only_would_run(spoken: str) -> None:
+    def batches() -> Iterator[Tensor]:
+        yield torch.ones(3)
+
+    async def later() -> None:
+        torch.ones(3)
+
+    for step in (batches, later, functools.partial(batches)):
+        refused(TypeError, lambda step=step: measure(step), "调用它什么也不会运行", "runs nothing")
 
 
 def test_something_that_is_no_model(spoken: str) -> None:
@@ -785,6 +856,31 @@ def test_a_profiler_that_is_running(spoken: str) -> None:
     assert measure(lambda: torch.ones(3)).peak == 12
 
 
+def test_a_step_that_uses_a_profiler_itself(spoken: str) -> None:
+    def step() -> None:
+        with torch.profiler.profile():
+            torch.ones(3)
+
+    refused(RuntimeError, lambda: measure(step), "自己也用了 profiler", "used a profiler itself")
+
+
+def test_a_step_that_simulates(spoken: str) -> None:
+    def step() -> None:
+        with simulated():
+            torch.ones(3)
+
+    refused(RuntimeError, lambda: measure(step), "把 measure 放进 simulated()",
+            "measure inside simulated()")  # fmt: skip
+
+
+def test_a_trace_asked_for_too_early(spoken: str) -> None:
+    def early() -> None:
+        with measuring() as result:
+            result()
+
+    refused(RuntimeError, early, "with 还没有结束", "has not ended")
+
+
 def test_threads_of_jupyter_itself_are_let_pass() -> None:
     """JupyterLab opens a subshell, a thread of the kernel, whenever widgets talk to it."""
     subshell = type("SubshellThread", (threading.Thread,), {"__module__": "ipykernel.subshell"})
@@ -805,6 +901,18 @@ def test_a_step_that_starts_a_thread(spoken: str) -> None:
         thread.join()
 
     refused(RuntimeError, lambda: measure(step), "线程（helper of mine）", "(helper of mine)")
+
+
+def test_a_step_that_works_in_a_thread_there_is(spoken: str) -> None:
+    """Nobody sees that thread begin, but modules and optimizers say where they run."""
+    model, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(3, 2)
+    with ThreadPoolExecutor(1, "worker of mine") as pool:
+        pool.submit(int).result()
+
+        def step() -> None:
+            pool.submit(lambda: model(x).sum().backward()).result()
+
+        refused(RuntimeError, lambda: measure(step, model), "worker of mine", "worker of mine")
 
 
 def test_a_step_without_backward_warns(spoken: str) -> None:

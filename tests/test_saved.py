@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._functorch.config as functorch_config
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -97,6 +98,21 @@ def test_inside_checkpoints_it_shows_what_is_really_kept(x, reentrant):
     assert [saved.operator for saved in kept] == ["checkpoint", "checkpoint"]
     assert kept.by_role() == {Role.INPUT: VALUES, Role.CHECKPOINT: VALUES}
     assert len(calls) == 2, "listing must not recompute"
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks")
+def test_a_compiled_module_is_seen_as_it_runs(x):
+    """With a small budget it keeps its input and makes the rest again."""
+    torch._dynamo.reset()
+    module = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+    with functorch_config.patch(activation_memory_budget=0):
+        compiled = torch.compile(module, backend="aot_eager")
+        compiled(x).sum().backward()
+        kept = saved_tensors(compiled, x)
+        trace = measure(lambda: compiled(x).sum().backward(), module, inputs=x)
+    assert kept.total == VALUES
+    assert trace.kept[Role.ACTIVATION] == 0
+    torch._dynamo.reset()
 
 
 def test_an_own_function_is_named():
