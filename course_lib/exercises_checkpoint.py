@@ -90,12 +90,19 @@ def _check_repair(
                 return raised(found.error)
             if not found:
                 return Verdict("wrong", f"{name}：{found.zh}", f"{name}: {found.en}")
-            calls, peak = _calls_and_peak(lambda: answer(model, x), model, x)
-            _, plain_peak = _calls_and_peak(lambda: plain(model, x), model, x)
+            forward, calls, peak = _calls_and_peak(lambda: answer(model, x), model, x)
+            *_, plain_peak = _calls_and_peak(lambda: plain(model, x), model, x)
         except UnequalWork as error:
             return Verdict("wrong", f"{name}：{error}", f"{name}: {error}")
         except Exception as error:
             return raised(error)
+    if max(forward) > 1:
+        return Verdict(
+            "wrong",
+            f"{name}：有的块在前向传播里就跑了 {max(forward)} 次；重算是反向传播的事。",
+            f"{name}: some block runs {max(forward)} times in the forward pass; recomputing is for "
+            "the backward pass.",
+        )
     if min(calls) < 2:
         return Verdict(
             "wrong",
@@ -117,8 +124,8 @@ def _check_repair(
 
 def _calls_and_peak(
     run: Callable[[], Tensor], model: nn.Module, x: Tensor
-) -> tuple[list[int], int]:
-    """How often each block's first layer ran in a step, and the step's peak in bytes."""
+) -> tuple[list[int], list[int], int]:
+    """How often each block's first layer ran in forward and in all, and the step's peak (bytes)."""
     firsts = [module[0] for module in model.modules() if isinstance(module, nn.Sequential)]
     calls = [0] * len(firsts)
     handles = [
@@ -126,16 +133,23 @@ def _calls_and_peak(
         for i, first in enumerate(firsts)
     ]
     gradients = [parameter.grad for parameter in model.parameters()]
+    forward: list[int] = []
+
+    def step() -> None:
+        loss = run().square().sum()
+        forward.extend(calls)
+        loss.backward()
+
     try:
         for parameter in model.parameters():
             parameter.grad = None
-        trace = measure(lambda: run().square().sum().backward(), model, inputs=x)
+        trace = measure(step, model, inputs=x)
     finally:
         for handle in handles:
             handle.remove()
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
-    return calls, trace.peak
+    return forward, calls, trace.peak
 
 
 # --- a budget -------------------------------------------------------------------------------------

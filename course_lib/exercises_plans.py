@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .exercises import Verdict, raised, unfinished
 from .figures import size_text
-from .language import Table
+from .language import Table, text
 from .memory import simulated
 from .models import pyramid
 from .placement import layers_table
@@ -119,10 +120,10 @@ def check_puzzle(number: int, answer: Any) -> Verdict:
     if answer is None:
         return unfinished()
     try:
-        plan = answer if isinstance(answer, Plan) else Plan(tuple(answer))
+        plan = answer if isinstance(answer, Plan) else Plan(_parts(answer))
         found = predict(plan, posed.chain)
-    except Exception as error:
-        return raised(error)
+    except ValueError as error:  # in the learner's language already
+        return Verdict("wrong", str(error), str(error))
     if found.peak > posed.budget:
         return _too_large(found, posed)
     best = posed.optimum.recomputed_flops
@@ -143,6 +144,20 @@ def check_puzzle(number: int, answer: Any) -> Verdict:
         f"得 {score} 分：峰值 {size_text(found.peak)}，离预算还有 {room}；FLOPs {share:+.1%}。",
         f"Score {score}: the peak is {size_text(found.peak)}, {room} below the budget; "
         f"FLOPs {share:+.1%}.",
+    )
+
+
+def _parts(answer: Any, inside: bool = False) -> Any:
+    """A plan's parts with lists and ranges as tuples. Raises ``ValueError`` for anything else."""
+    if isinstance(answer, (tuple, list, range)):
+        return tuple(_parts(part, inside=True) for part in answer)
+    if inside and hasattr(answer, "__index__"):
+        return operator.index(answer)
+    raise ValueError(
+        text(
+            zh=f"要层号和由层号组成的元组，现在是 {answer!r}。",
+            en=f"Numbers of layers and tuples of them are wanted, not {answer!r}.",
+        )
     )
 
 
@@ -183,7 +198,8 @@ def check_best_count(answer: Callable[[int, int, int], Any]) -> Verdict:
             return k * boundary + -(-n // k) * inside
 
         where = f"n={n}, boundary={boundary}, inside={inside}"
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= n:
+        whole = hasattr(count, "__index__") and not isinstance(count, bool)  # NumPy's integers too
+        if not whole or not 1 <= count <= n:
             return Verdict(
                 "wrong",
                 f"{where}：要 1 到 {n} 的整数，得到 {count!r}。",

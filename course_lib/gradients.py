@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .language import Bilingual, text
 
-Kind = Literal["error", "output", "gradient", "parameter", "buffer", "random state"]
+Kind = Literal["error", "output", "gradient", "parameter", "buffer", "input", "random state"]
 
 _KIND_ZH = {
     "output": "输出", "gradient": "梯度", "parameter": "参数", "buffer": "缓冲区",
-    "random state": "随机数状态",
+    "input": "输入", "random state": "随机数状态",
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class Agreement:
     """What :func:`same_gradients` found; true if there is no difference.
 
     ``differences``: in the order in which they were looked for: errors, outputs, gradients,
-    parameters, buffers, random states. ``compared``: how many of each were looked at.
+    parameters, buffers, inputs, random states. ``compared``: how many of each were looked at.
     ``error``: what the checkpointed side raised, if it did: a loud fault, not a silent one.
     """
 
@@ -132,19 +132,21 @@ def same_gradients(
     as they were. ``tolerance``: relative to the largest value of each tensor; 0 asks for equal
     bits.
 
-    Raises ``UnequalWork`` if the sides have different parameters or output shapes, or if plain
-    yields no gradient to compare with; ``TypeError`` if the model is missing or simulated.
+    Raises ``UnequalWork`` if the sides have different parameters, output shapes or dtypes, or if
+    plain yields no gradient to compare with; ``TypeError`` if plain uses trainable tensors that are
+    neither inputs nor in the model, or if the model is simulated.
     """
     left, right = _sides(model, plain, checkpointed)
     _check_values_exist(left, inputs)
     _check_alike(left, right)
     start = _values(left)
     flags = {_plain_name(name): module.training for name, module in left.named_modules()}
-    with _restored(left), _restored(right), _random_states_restored():
-        first = _run(plain, left, start, flags, inputs, seed)
-        if model is None and left is not plain:
-            _check_no_parameters(first)
-        second = _run(checkpointed, right, start, flags, inputs, seed)
+    with _random_states_restored():
+        with _restored(left):
+            first = _run(plain, left, start, flags, inputs, seed)
+            _check_all_compared(first, left, only_parameters=not inputs)
+        with _restored(right):
+            second = _run(checkpointed, right, start, flags, inputs, seed)
     if first.error is None and not any(g is not None for _, g in first.gradients):
         raise UnequalWork(
             text(
@@ -179,8 +181,10 @@ class _Run:
     gradients: list[tuple[str, Tensor | None]]
     parameters: list[tuple[str, Tensor]]
     buffers: list[tuple[str, Tensor]]
+    inputs: list[tuple[str, Tensor]]
     random_states: list[tuple[str, Any]]
     graph: list[Any]
+    leaves: list[Tensor]
 
 
 def _run(
@@ -200,12 +204,13 @@ def _run(
     random.seed(seed)
     numpy.random.seed(seed)
     own = tree_map(_copy, inputs)
-    leaves = [(_input_name(i), t) for i, t in enumerate(_trainable(own))]
+    given = [*_named_inputs(own), *model.named_parameters()]
+    trainable = [(_plain_name(name), leaf) for name, leaf in given if leaf.requires_grad]
     outputs: list[Tensor] = []
     error = None
     try:
         result = function(*own)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        outputs = [_as_tensor(leaf) for leaf in tree_leaves(result) if _is_numeric(leaf)]
         if inputs:
             _backward(outputs)
     except Exception as raised:
@@ -215,13 +220,14 @@ def _run(
         outputs=[(str(i), output.detach().clone()) for i, output in enumerate(outputs)],
         gradients=[
             (name, None if leaf.grad is None else leaf.grad.detach().clone())
-            for name, leaf in [*leaves, *model.named_parameters()]
-            if leaf.requires_grad
+            for name, leaf in trainable
         ],
-        parameters=[(name, p.detach().clone()) for name, p in model.named_parameters()],
-        buffers=[(name, b.detach().clone()) for name, b in model.named_buffers()],
+        parameters=_cloned(model.named_parameters()),
+        buffers=_cloned(model.named_buffers()),
+        inputs=_cloned(_named_inputs(own)),
         random_states=_random_states(),
         graph=[output.grad_fn for output in outputs if output.grad_fn is not None],
+        leaves=[leaf for _, leaf in given],
     )
 
 
@@ -243,12 +249,25 @@ def _copy(value: Any) -> Any:
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
-def _trainable(inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+def _named_inputs(inputs: Any) -> list[tuple[str, Tensor]]:
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return [("x" if i == 0 else f"x{i}", tensor) for i, tensor in enumerate(tensors)]
 
 
-def _input_name(number: int) -> str:
-    return "x" if number == 0 else f"x{number}"
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, (Tensor, int, float, complex))
+
+
+def _as_tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(
+        value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64
+    )
+
+
+def _cloned(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    return [(_plain_name(name), tensor.detach().clone()) for name, tensor in named]
 
 
 def _values(model: nn.Module) -> list[Tensor]:
@@ -271,17 +290,21 @@ def _random_states() -> list[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Give the model its values, gradients and training flags back."""
-    values, gradients = _values(model), [p.grad for p in model.parameters()]
-    flags = [module.training for module in model.modules()]
+    """Give the model its values, gradients, flags and the buffers themselves back."""
+    values = _values(model)
+    parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:
-        _load(model, values)
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        for parameter, gradient, trainable in parameters:
             parameter.grad = gradient
-        for module, training in zip(model.modules(), flags, strict=True):
+            parameter.requires_grad_(trainable)
+        for module, training, buffers in modules:
             module.training = training
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        _load(model, values)
 
 
 @contextlib.contextmanager
@@ -349,6 +372,7 @@ def _compare(first: _Run, second: _Run, tolerance: float) -> list[Difference]:
     found = _compare_tensors("gradient", first.gradients, second.gradients, tolerance)
     found += _compare_tensors("parameter", first.parameters, second.parameters, tolerance)
     found += _compare_tensors("buffer", first.buffers, second.buffers, tolerance)
+    found += _compare_tensors("input", first.inputs, second.inputs, tolerance)
     for (name, mine), (_, other) in zip(first.random_states, second.random_states, strict=True):
         same = torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other
         if not same:
@@ -369,37 +393,47 @@ def _compare_tensors(
     kind: Kind, plain: list, checkpointed: list, tolerance: float
 ) -> list[Difference]:
     found = []
-    for (name, mine), (_, other) in zip(plain, checkpointed, strict=True):
+    sides = dict(plain), dict(checkpointed)
+    for name in {**sides[0], **sides[1]}:
+        mine, other = (side.get(name) for side in sides)
         if mine is None and other is None:
             continue
         if mine is None or other is None:
-            found.append(_missing(name, other is None))
+            found.append(_missing(kind, name, other is None))
         elif difference := _numbers_that_differ(kind, name, mine, other, tolerance):
             found.append(difference)
     return found
 
 
-def _missing(name: str, on_the_checkpointed_side: bool) -> Difference:
-    zh, en = ("有检查点", "checkpointed") if on_the_checkpointed_side else ("普通", "plain")
+def _missing(kind: Kind, name: str, on_the_checkpointed_side: bool) -> Difference:
+    sides = ("普通", "plain"), ("有检查点", "checkpointed")
+    (there_zh, there_en), (zh, en) = sides if on_the_checkpointed_side else sides[::-1]
+    if kind == "gradient":
+        return Difference(
+            kind, name,
+            f"{name} 在{zh}的一边没有梯度（None）。",
+            f"{name} has no gradient on the {en} side (None).",
+        )  # fmt: skip
     return Difference(
-        "gradient", name,
-        f"{name} 在{zh}的一边没有梯度（None）。",
-        f"{name} has no gradient on the {en} side (None).",
+        kind, name,
+        f"{_KIND_ZH[kind]} {name} 只在{there_zh}的一边有。",
+        f"{kind} {name} exists on the {there_en} side only.",
     )  # fmt: skip
 
 
 def _numbers_that_differ(
     kind: Kind, name: str, mine: Tensor, other: Tensor, tolerance: float
 ) -> Difference | None:
+    mine, other = (tensor.to_dense() if tensor.is_sparse else tensor for tensor in (mine, other))
     if torch.equal(mine, other):
         return None
-    mine, other = (tensor.to_dense() if tensor.is_sparse else tensor for tensor in (mine, other))
     wide = torch.complex128 if mine.is_complex() else torch.float64
     mine, other = mine.to(wide), other.to(wide)
     unequal = (mine != other) & ~(mine.isnan() & other.isnan())
-    gap = (mine - other).abs().nan_to_num(nan=float("inf")).where(unequal, 0.0)
+    endless = float("inf")
+    gap = (mine - other).abs().nan_to_num(nan=endless, posinf=endless).where(unequal, 0.0)
     largest = gap.max().item()
-    scale = mine.abs().nan_to_num(nan=0.0).max().item()
+    scale = mine.abs().nan_to_num(nan=0.0, posinf=0.0).max().item()  # of the finite ones
     if largest <= tolerance * scale or not unequal.any():
         return None
     worst = int(gap.argmax())
@@ -505,6 +539,7 @@ def _plain_name(name: str) -> str:
 
 
 def _check_outputs_alike(first: _Run, second: _Run) -> None:
+    """Outputs that are equal in value but of another dtype are other outputs, too."""
     shapes = [[list(output.shape) for _, output in run.outputs] for run in (first, second)]
     if shapes[0] != shapes[1]:
         raise UnequalWork(
@@ -515,10 +550,24 @@ def _check_outputs_alike(first: _Run, second: _Run) -> None:
                 f"checkpointed {shapes[1]}.",
             )
         )
+    for (_, mine), (_, other) in zip(first.outputs, second.outputs, strict=True):
+        if mine.dtype != other.dtype:
+            raise UnequalWork(
+                text(
+                    zh=f"两边做的不是同样的事：普通的一边输出 {mine.dtype}，"
+                    f"有检查点的一边输出 {other.dtype}。",
+                    en=f"The two sides do not do the same work: plain returns {mine.dtype}, "
+                    f"checkpointed {other.dtype}.",
+                )
+            )
 
 
-def _check_no_parameters(run: _Run) -> None:
-    """Without a model, parameters and buffers would go uncompared: rather ask for it."""
+def _check_all_compared(run: _Run, model: nn.Module, only_parameters: bool) -> None:
+    """A gradient that went uncompared could differ unseen: rather ask for the tensor.
+
+    ``only_parameters``: a whole step has no inputs, so that its own data may require gradients.
+    """
+    compared = {id(leaf) for leaf in run.leaves}
     seen: set[Any] = set()
     nodes = list(run.graph)
     while nodes:
@@ -526,13 +575,25 @@ def _check_no_parameters(run: _Run) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(getattr(node, "variable", None), nn.Parameter):
+        leaf = getattr(node, "variable", None)
+        missed = leaf is not None and id(leaf) not in compared
+        if missed and not any(True for _ in model.parameters()) and isinstance(leaf, nn.Parameter):
             raise TypeError(
                 text(
                     zh="plain 用到了参数，但不知道是哪个模型的：请写 model=…，"
                     "这样参数的梯度和缓冲区才会被比较。",
                     en="plain uses parameters, but of which model? Pass model=…, so that their "
                     "gradients and the buffers are compared.",
+                )
+            )
+        if missed and (isinstance(leaf, nn.Parameter) or not only_parameters):
+            raise TypeError(
+                text(
+                    zh=f"plain 用到一个需要梯度的张量（形状 {list(leaf.shape)}），它既不是输入，"
+                    "也不在 model 里：它的梯度没有人比较。请把它也传进来。",
+                    en=f"plain uses a tensor of shape {list(leaf.shape)} that requires a gradient "
+                    "and is neither an input nor in model: its gradient would go uncompared. Pass "
+                    "it, too.",
                 )
             )
         nodes += [parent for parent, _ in node.next_functions]

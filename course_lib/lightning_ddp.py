@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,29 +38,42 @@ class Distributed:
 
 
 def train_in_processes(
-    count: int = 2,
-    strategy: Strategy = "ddp",
+    strategies: Mapping[Strategy, int],
     steps: int = 20,
     batch: int = 16,
     seconds: float = 120.0,
-) -> dict[bool, Distributed]:
-    """``LanguageModel`` in ``count`` processes without and with the flag: {False: …, True: …}.
+) -> dict[Strategy, dict[bool, Distributed]]:
+    """``LanguageModel`` under each strategy in so many processes, without and with the flag.
 
-    ``batch``: sequences per step, an equal part of them in each process. Raises ``RuntimeError``
-    with what a process said if one fails, or if they take longer than ``seconds``.
+    ``batch``: sequences per step, an equal part of them in each process. The same processes train
+    with one strategy after the other: to start them takes longer than to train. Raises
+    ``RuntimeError`` with what a process said if one fails, or if they take longer than ``seconds``.
     """
-    if batch % count:
-        raise ValueError(f"batch must be a multiple of {count}, not {batch}")
+    for count in strategies.values():
+        if batch % count:
+            raise ValueError(f"batch must be a multiple of {count}, not {batch}")
+    tasks = [
+        {"strategy": strategy, "count": count, "steps": steps, "batch": batch // count,
+         "port": _free_port()}
+        for strategy, count in strategies.items()
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / f"{rank}.json" for rank in range(count)]
-        logs = [Path(folder) / f"{rank}.log" for rank in range(count)]
-        task = [str(count), strategy, str(steps), str(batch // count)]
+        ranks = range(max(strategies.values()))
+        outputs = [Path(folder) / f"{rank}.json" for rank in ranks]
+        logs = [Path(folder) / f"{rank}.log" for rank in ranks]
         _run_all(
-            [[sys.executable, "-m", __name__, str(output), *task] for output in outputs],
+            [[sys.executable, "-m", __name__, str(output), json.dumps(tasks)]
+             for output in outputs],
             logs, seconds,
         )  # fmt: skip
-        ranks = [json.loads(output.read_text()) for output in outputs]
-    return {flag: _together([rank[str(flag)] for rank in ranks]) for flag in (False, True)}
+        found = [json.loads(output.read_text()) for output in outputs]
+    return {
+        strategy: {
+            flag: _together([rank[strategy][str(flag)] for rank in found[:count]])
+            for flag in (False, True)
+        }
+        for strategy, count in strategies.items()
+    }
 
 
 def _together(ranks: list[dict]) -> Distributed:
@@ -77,8 +90,6 @@ def _run_all(commands: Sequence[Sequence[str]], logs: Sequence[Path], seconds: f
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(len(commands)),
         "NODE_RANK": "0",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent),
@@ -178,14 +189,20 @@ def digest(model: object) -> str:
     return fingerprint.hexdigest()
 
 
-def _worker(output: str, count: str, strategy: Strategy, steps: str, batch: str) -> None:
+def _worker(output: str, tasks: str) -> None:
+    """Take part in every task that needs a process of this rank."""
+    import torch.distributed
+
     from .lightning import quiet
 
     quiet()
-    results = {
-        str(flag): _fit(flag, int(count), strategy, int(steps), int(batch))
-        for flag in (False, True)
-    }
+    results = {}
+    for task in json.loads(tasks):
+        port, count = task.pop("port"), task["count"]
+        if int(os.environ["LOCAL_RANK"]) < count:
+            os.environ |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+            results[task["strategy"]] = {str(flag): _fit(flag, **task) for flag in (False, True)}
+            torch.distributed.destroy_process_group()  # the next strategy forms its own
     Path(output).write_text(json.dumps(results))
 
 

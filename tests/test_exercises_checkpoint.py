@@ -104,6 +104,10 @@ def test_a_stub_is_unfinished():
         ((encode, shake, broken_chain), "chain: ✗ Different: the gradient of 0.0.weight"),
         ((encode, shake, plain_chain), "chain: the gradients are right, but some block ran"),
         ((lambda m, x: m(x), shake, chain), "encode: the gradients are right, but some block"),
+        (
+            (lambda m, x: (m(x), m(x))[1], shake, chain),
+            "encode: some block runs 2 times in the for",
+        ),
         ((encode, shake, one_piece_chain), "One checkpoint around the whole chain"),
         ((lambda m, x: m(x)[:3], shake, chain), "encode: The two sides do not do the same work"),
         ((lambda m, x: m(x, x), shake, chain), "Your code raised an exception: TypeError"),

@@ -1,5 +1,6 @@
 """Lesson 05's checkers: right, wrong and unfinished answers."""
 
+import numpy
 import pytest
 
 from course_lib.exercises_plans import check_best_count, check_puzzle, puzzle, show_puzzle
@@ -42,11 +43,25 @@ def test_the_peak_of_a_plan_that_does_not_fit_is_located():
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [((0, 1, 2), "The plan has 3 layers, the model 9"), ((1, 0), "in order"), (5, "TypeError")],
+    [
+        ((0, 1, 2), "❌ The plan has 3 layers, the model 9"),
+        ((1, 0), "❌ A plan's layers must be 0 to 1 in order"),
+        (5, "Numbers of layers and tuples of them are wanted, not 5."),
+        ("(0, 1)", "are wanted, not '(0, 1)'."),
+        ((0, 1.5), "are wanted, not 1.5."),
+        ({0, 1}, "are wanted, not {0, 1}."),
+    ],
 )
 def test_what_is_no_plan_is_said(answer, said):
     verdict = check_puzzle(1, answer)
-    assert verdict.state == "wrong" and said in verdict.en
+    assert verdict.state == "wrong" and said in str(verdict)
+
+
+@pytest.mark.parametrize(
+    "answer", [[[0, 1, 2], [3, 4, 5], 6, 7, 8], (range(3), range(3, 6), numpy.int64(6), 7, 8)]
+)
+def test_lists_and_ranges_are_as_good_as_tuples(answer):
+    assert "Score 100" in check_puzzle(1, answer).en
 
 
 def test_puzzle_four_needs_nesting():
@@ -76,6 +91,8 @@ def best_count(n, boundary, inside):
     ("answer", "state", "said"),
     [
         (best_count, "right", "all five"),
+        (lambda *sizes: numpy.int64(best_count(*sizes)), "right", "all five"),
+        (lambda n, b, a: True, "wrong", "not True"),
         (lambda n, b, a: None, "unfinished", "Not done"),
         (lambda n, b, a: round(n**0.5), "wrong", "only"),
         (lambda n, b, a: n, "wrong", "n=100, boundary=1, inside=1: 100 segments need 101"),

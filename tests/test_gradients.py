@@ -297,3 +297,105 @@ def test_the_verdict_is_shown_in_both_languages():
     bundle = found._repr_mimebundle_()
     assert found.zh in bundle["text/html"] and found.en in bundle["text/html"]
     assert bundle["text/plain"] == found.en
+
+
+# --- attempts to fool it ------------------------------------------------------------------------
+
+
+class Remembers(nn.Module):
+    """A Linear with a buffer that does not exist before the first call and is replaced after."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("calls", None)
+
+    def forward(self, x):
+        self.calls = torch.ones(1) if self.calls is None else self.calls + 1
+        return self.linear(x)
+
+
+def test_a_buffer_that_is_born_in_the_forward_pass():
+    model = Remembers()
+    found = same_gradients(model, checkpointed(model), X)
+    assert [(d.kind, d.name) for d in found.differences] == [("buffer", "calls")]
+    assert "plain has 1, checkpointed 2" in found.en
+    assert model.calls is None, "as it was"
+
+
+def test_a_buffer_that_only_one_side_has():
+    model = Remembers()
+    found = same_gradients(model, lambda x: model.linear(x), X)
+    assert found.first.en == "buffer calls exists on the plain side only."
+    assert found.first.zh == "缓冲区 calls 只在普通的一边有。"
+
+
+def test_a_buffer_that_is_replaced_comes_back_itself():
+    model = Remembers()
+    model(X)
+    before = model.calls
+    same_gradients(model, checkpointed(model), X)
+    assert model.calls is before and before.item() == 1
+
+
+def test_refuses_another_dtype():
+    model = mlp()
+    with pytest.raises(UnequalWork, match=r"plain returns torch\.float32, checkpointed torch\.fl"):
+        same_gradients(model, lambda x: model(x).double(), X, model=model)
+
+
+def test_a_side_that_freezes_a_parameter_is_named_and_undone():
+    model = mlp()
+
+    def frozen(x):
+        model[1].weight.requires_grad_(False)
+        return model(x)
+
+    found = same_gradients(model, frozen, X, model=model)
+    assert found.en == "✗ Different: 1.weight has no gradient on the checkpointed side (None)."
+    assert model[1].weight.requires_grad
+
+
+def test_sparse_gradients_are_compared():
+    table, words = nn.Embedding(6, 4, sparse=True), torch.tensor([1, 2, 2])
+    assert same_gradients(table, checkpointed(table), words)
+    doubled = lambda x: table(x) * 2 - table(x).detach()  # noqa: E731
+    found = same_gradients(table, doubled, words, model=table)
+    assert (found.first.kind, found.first.name) == ("gradient", "weight")
+
+
+def test_a_number_that_is_returned_counts():
+    model = mlp()
+    found = same_gradients(lambda x: (model(x), 0.5), lambda x: (model(x), 0.25), X, model=model)
+    assert found.first.kind == "output" and "plain has 0.5, checkpointed 0.25" in found.en
+
+
+def test_an_input_changed_once_more_is_seen():
+    """A cache that is passed by keyword: nothing guards it, and no gradient shows it."""
+    model = mlp()
+
+    def block(x, cache):
+        cache.add_(1)
+        return model(x)
+
+    found = same_gradients(
+        block, lambda x, cache: checkpoint(block, x, cache=cache, use_reentrant=False),
+        X, torch.zeros(3), model=model,
+    )  # fmt: skip
+    assert [(d.kind, d.name) for d in found.differences] == [("input", "x1")]
+    assert "输入 x1" in found.zh and "plain has 1, checkpointed 2" in found.en
+
+
+def test_an_infinite_number_does_not_excuse_the_others():
+    x = torch.tensor([0.0, 1.0], requires_grad=True)
+    found = same_gradients(lambda x: 1 / x, lambda x: 1 / x + 0.5, x, tolerance=1e-3)
+    assert found.first.kind == "output" and "[1] plain has 1, checkpointed 1.5" in found.en
+
+
+def test_asks_for_what_is_in_neither_the_model_nor_the_inputs():
+    model, weight = mlp(), torch.randn(8, 8, requires_grad=True)
+    with pytest.raises(TypeError, match="neither an input nor in model"):
+        same_gradients(lambda x: model(x) @ weight, lambda x: model(x) @ weight, X, model=model)
+    other = nn.Parameter(torch.randn(8, 8))
+    with pytest.raises(TypeError, match="neither an input nor in model"):
+        same_gradients(lambda x: model(x) @ other, lambda x: model(x), X, model=model)

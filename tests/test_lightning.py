@@ -607,27 +607,19 @@ def test_accumulating_is_the_larger_batch():
 
 
 @pytest.mark.slow
-def test_two_processes():
-    runs = lightning_ddp.train_in_processes(2, steps=4, batch=8)
-    assert runs[False].losses == runs[True].losses
-    assert len({*runs[False].weights, *runs[True].weights}) == 1
-    assert (runs[False].wrapped, runs[True].wrapped) == (0, 8)
+def test_distributed_strategies_in_processes_of_their_own():
+    """A notebook refuses these strategies. Processes that serve one go on to serve the next."""
+    found = lightning_ddp.train_in_processes({"ddp": 2, "model parallel": 1}, steps=4, batch=8)
     record = StepRecord()
     L.seed_everything(0, verbose=False)
     trainer_for(record).fit(LanguageModel(), Counting(steps=4, batch=8))
-    assert runs[True].losses == pytest.approx(record.losses, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_model_parallel_in_a_process_of_its_own():
-    """A notebook refuses this strategy, so the lesson runs it as the DDP run."""
-    runs = lightning_ddp.train_in_processes(1, "model parallel", steps=4, batch=8)
-    record = StepRecord()
-    L.seed_everything(0, verbose=False)
-    trainer_for(record).fit(LanguageModel(), Counting(steps=4, batch=8))
-    for flag in (False, True):
-        assert list(runs[flag].losses) == record.losses
-    assert runs[False].weights == runs[True].weights
+    for strategy, processes in (("ddp", 2), ("model parallel", 1)):
+        off, on = found[strategy][False], found[strategy][True]
+        assert off.losses == on.losses and (off.wrapped, on.wrapped) == (0, 8)
+        assert len(off.weights) == len(on.weights) == processes
+        assert len({*off.weights, *on.weights}) == 1
+    assert found["ddp"][True].losses == pytest.approx(record.losses, rel=1e-4)
+    assert list(found["model parallel"][True].losses) == record.losses
 
 
 def test_processes_that_fail_or_hang_are_ended(tmp_path):
@@ -639,7 +631,7 @@ def test_processes_that_fail_or_hang_are_ended(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         lightning_ddp._run_all([hang, hang], logs, 0.2)
     with pytest.raises(ValueError, match="multiple of 2"):
-        lightning_ddp.train_in_processes(batch=3)
+        lightning_ddp.train_in_processes({"ddp": 2}, batch=3)
 
 
 # --- comparing runs -----------------------------------------------------------------------------
