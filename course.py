@@ -4,6 +4,7 @@
     python course.py [lab] [LESSON] [--no-browser] [-- JUPYTERLAB OPTIONS]
     python course.py test [PYTEST ARGUMENTS]
     python course.py refresh [LESSON ...]
+    python course.py export --lang zh|en|both [--to FOLDER]
 
 The first run makes `.venv` and installs `requirements.txt` into it; later runs start at once.
 This file keeps to the syntax of Python 3.6, so that an old Python can still read the sentence
@@ -34,6 +35,8 @@ python course.py test [pytest …]
     安装测试工具并运行全部测试；给出 pytest 参数，就只运行选中的测试
 python course.py refresh [LESSON …]
     从头到尾重新运行课程的 notebook，并保存输出
+python course.py export --lang zh|en|both [--to FOLDER]
+    把课程写成网页，只用一种语言或两种都用；默认放在 edition/
 """
 USAGE_EN = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
@@ -42,7 +45,9 @@ python course.py [lab] [LESSON] [--no-browser] [-- …]
 python course.py test [pytest …]
     install the test tools and run every test, or only those that pytest arguments select
 python course.py refresh [LESSON …]
-    rerun the lessons from top to bottom and store their outputs"""
+    rerun the lessons from top to bottom and store their outputs
+python course.py export --lang zh|en|both [--to FOLDER]
+    write the course as web pages in one language or in both; to edition/ by default"""
 
 
 class Stop(Exception):
@@ -426,6 +431,26 @@ def refresh(arguments, root=ROOT):
     return run(script + [str(path) for path in chosen], strict_environment(root), root)
 
 
+def export(arguments, root=ROOT):
+    """Write the course as web pages: `--lang zh`, `en` or `both`, and where to."""
+    options = {arguments[i]: arguments[i + 1] for i in range(0, len(arguments) - 1, 2)}
+    language = options.pop("--lang", None)
+    folder = options.pop("--to", None)
+    if language not in ("zh", "en", "both") or options or len(arguments) % 2:
+        raise Stop(
+            "用法：python course.py export --lang zh|en|both [--to FOLDER]",
+            "Use it as: python course.py export --lang zh|en|both [--to FOLDER]",
+        )
+    folder = os.path.abspath(folder) if folder else str(root / "edition" / language)
+    prepare(root, (LEARNER, TESTS))
+    command = [str(python_of(root)), "-m", "course_lib.edition", language, folder]
+    code = run(command, strict_environment(root), root)
+    if not code:
+        start = os.path.join(folder, "index.html")
+        say("写好了：{}".format(start), "Written: {}".format(start))
+    return code
+
+
 def main(arguments):
     """Do what the command line says and return the exit code."""
     try:
@@ -433,7 +458,7 @@ def main(arguments):
         if arguments and arguments[0] in ("-h", "--help", "help"):
             say(USAGE_ZH, USAGE_EN)
             return 0
-        commands = {"lab": lab, "test": test, "refresh": refresh}
+        commands = {"lab": lab, "test": test, "refresh": refresh, "export": export}
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
         return lab(arguments)

@@ -80,8 +80,8 @@ class Lesson:
 
 
 def lessons() -> list[Lesson]:
-    """Every notebook of the course, in order."""
-    return [Lesson(path) for path in sorted(FOLDER.glob("*.ipynb"))]
+    """Every lesson of the course, in order; the glossary, a page without code, is none."""
+    return [Lesson(path) for path in sorted(FOLDER.glob("[0-9]*.ipynb"))]
 
 
 def tags(cell: NotebookNode) -> list[str]:

@@ -458,3 +458,12 @@ def test_benchmarks_are_collected_only_when_named(tmp_path):
         )
         names += re.findall(r"(\w+)\.py::", run.stdout)
     assert names == ["test_tests", "test_tests_benchmarks"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--lang"], ["--lang", "fr"], ["zh"], ["--to", "x"], ["--lang", "zh", "--form", "pdf"]],
+)
+def test_an_export_in_no_language_says_how_to_ask(arguments):
+    message = stopped(course.export, arguments)
+    assert both_languages(message) and message.count("--lang zh|en|both") == 2
