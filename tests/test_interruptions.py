@@ -170,7 +170,8 @@ def test_an_interrupted_sweep_can_be_run_again(number, tmp_path):
         for cell in (sweep, *after):
             ran = live.run(cell)
             assert not ran.error and not ran.stderr
-            if IGNORED_OUTPUT not in tags(cell):
+            # The scoreboard shows the predictions that were asked for, and few were.
+            if IGNORED_OUTPUT not in tags(cell) and "scoreboard()" not in cell.source:
                 assert ran.texts == [shown_text(output) for output in cell.outputs]
                 compared += bool(ran.texts)
         assert compared and live.run_code(BARS).texts == ["[]"]
