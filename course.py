@@ -27,6 +27,20 @@ ROOT = Path(__file__).resolve().parent
 OLDEST_PYTHON = (3, 11)
 LEARNER, TESTS = "requirements.txt", "requirements-test.txt"
 WINDOWS = os.name == "nt"
+# Files in .venv that set its programs up.
+SETTINGS = {
+    # JupyterLab neither asks about news nor looks for updates.
+    "share/jupyter/lab/settings/overrides.json": {
+        "@jupyterlab/apputils-extension:notification": {
+            "fetchNews": "false",
+            "checkForUpdates": False,
+        }
+    },
+    # A kernel that was just restarted already says which cell to run first.
+    "etc/ipython/ipython_kernel_config.json": {
+        "InteractiveShellApp": {"extensions": ["course_lib.order"]}
+    },
+}
 
 USAGE_ZH = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
@@ -141,7 +155,8 @@ def fingerprint(root, requirements, version):
 
     The folder is part of it: the library is installed by its path, so a moved course is stale.
     """
-    digest = hashlib.sha256(repr((str(root), list(version))).encode("utf-8"))
+    known = [str(root), list(version), json.dumps(SETTINGS)]
+    digest = hashlib.sha256(repr(known).encode("utf-8"))
     for name in (requirements, "pyproject.toml"):
         path = root / name
         digest.update(path.read_bytes() if path.exists() else b"")
@@ -278,20 +293,19 @@ def install(root, wanted, packages):
             "The installation failed, for the reason pip gives above; fix it (often it is the "
             "network) and run this again: it picks up where it stopped.",
         )
-    quieten_jupyterlab(root)
+    configure(root)
     fresh = stamp.with_suffix(".new")
     fresh.write_text(json.dumps(wanted), encoding="utf-8")
     os.replace(str(fresh), str(stamp))
     say("安装完成。", "Installed.")
 
 
-def quieten_jupyterlab(root):
-    """Keep the environment's JupyterLab from asking about news and looking for updates."""
-    folder = root / ".venv" / "share" / "jupyter" / "lab" / "settings"
-    folder.mkdir(parents=True, exist_ok=True)
-    quiet = {"fetchNews": "false", "checkForUpdates": False}
-    overrides = {"@jupyterlab/apputils-extension:notification": quiet}
-    (folder / "overrides.json").write_text(json.dumps(overrides), encoding="utf-8")
+def configure(root):
+    """Write the environment's settings."""
+    for name, settings in SETTINGS.items():
+        path = root / ".venv" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings), encoding="utf-8")
 
 
 # Running

@@ -245,14 +245,22 @@ class Screen:
 
     def run_first_code_cell(self) -> None:
         """Run the lesson as far as its set-up cell."""
-        self.page.evaluate(
-            """() => {
-              const notebook = jupyterapp.shell.currentWidget.content;
-              notebook.activeCellIndex = notebook.widgets.findIndex(c => c.model.type === 'code');
-              return jupyterapp.commands.execute('notebook:run-cell');
-            }"""
-        )
+        self.run_code_cell(0)
         self.page.wait_for_selector(".widget-toggle-buttons button")
+        self.settle()
+
+    def run_code_cell(self, number: int, source: str | None = None) -> None:
+        """Run one code cell, the first is 0, with another source if one is given."""
+        self.page.evaluate(
+            """([number, source]) => {
+              const notebook = jupyterapp.shell.currentWidget.content;
+              const code = notebook.widgets.filter(c => c.model.type === 'code')[number];
+              if (source !== null) code.model.sharedModel.setSource(source);
+              notebook.activeCellIndex = notebook.widgets.indexOf(code);
+              return jupyterapp.commands.execute('notebook:run-cell');
+            }""",
+            [number, source],
+        )
         self.settle()
 
     def settle(self, quiet: float = 0.4, patience: float = 20) -> None:
