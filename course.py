@@ -4,6 +4,7 @@
     python course.py [lab] [LESSON] [--no-browser] [-- JUPYTERLAB OPTIONS]
     python course.py test [PYTEST ARGUMENTS]
     python course.py refresh [LESSON ...]
+    python course.py benchmark [PART ...]
 
 The first run makes `.venv` and installs `requirements.txt` into it; later runs start at once.
 This file keeps to the syntax of Python 3.6, so that an old Python can still read the sentence
@@ -34,6 +35,8 @@ python course.py test [pytest …]
     安装测试工具并运行全部测试；给出 pytest 参数，就只运行选中的测试
 python course.py refresh [LESSON …]
     从头到尾重新运行课程的 notebook，并保存输出
+python course.py benchmark [PART …]
+    重新测量 assets/benchmarks.md 里的基准；给出名字，就只测那几部分
 """
 USAGE_EN = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
@@ -42,7 +45,9 @@ python course.py [lab] [LESSON] [--no-browser] [-- …]
 python course.py test [pytest …]
     install the test tools and run every test, or only those that pytest arguments select
 python course.py refresh [LESSON …]
-    rerun the lessons from top to bottom and store their outputs"""
+    rerun the lessons from top to bottom and store their outputs
+python course.py benchmark [PART …]
+    measure the benchmarks in assets/benchmarks.md again, all or the parts named"""
 
 
 class Stop(Exception):
@@ -273,20 +278,10 @@ def install(root, wanted, packages):
             "The installation failed, for the reason pip gives above; fix it (often it is the "
             "network) and run this again: it picks up where it stopped.",
         )
-    quieten_jupyterlab(root)
     fresh = stamp.with_suffix(".new")
     fresh.write_text(json.dumps(wanted), encoding="utf-8")
     os.replace(str(fresh), str(stamp))
     say("安装完成。", "Installed.")
-
-
-def quieten_jupyterlab(root):
-    """Keep the environment's JupyterLab from asking about news and looking for updates."""
-    folder = root / ".venv" / "share" / "jupyter" / "lab" / "settings"
-    folder.mkdir(parents=True, exist_ok=True)
-    quiet = {"fetchNews": "false", "checkForUpdates": False}
-    overrides = {"@jupyterlab/apputils-extension:notification": quiet}
-    (folder / "overrides.json").write_text(json.dumps(overrides), encoding="utf-8")
 
 
 # Running
@@ -366,6 +361,40 @@ def lab_command(python, root, lesson, browser=True, options=()):
     return command + list(options)
 
 
+def learner_language(python, env, root):
+    """What the lessons will begin with: `zh`, `en` or `both`; None where they cannot tell."""
+    question = "from course_lib.language import language; print(language())"
+    try:
+        answer = subprocess.run(
+            [str(python), "-c", question], env=env, cwd=str(root),
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.decode("utf-8").strip()
+
+
+def set_up_jupyterlab(folder, language):
+    """Write JupyterLab's defaults into `folder`; what the user sets in JupyterLab goes before them.
+
+    It does not ask about news or look for updates. Its menus are in the learner's language, or,
+    for one who reads both, in the locale's.
+    """
+    defaults = {
+        "@jupyterlab/apputils-extension:notification": {
+            "fetchNews": "false",
+            "checkForUpdates": False,
+        }
+    }
+    locale = {"zh": "zh_CN", "en": "en"}.get(language)
+    if locale:
+        defaults["@jupyterlab/translation-extension:plugin"] = {"locale": locale}
+    # A folder that cannot be written to is no reason not to start.
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "overrides.json").write_text(json.dumps(defaults), encoding="utf-8")
+
+
 def lab(arguments, root=ROOT):
     """Open JupyterLab at a lesson."""
     options = []
@@ -381,10 +410,13 @@ def lab(arguments, root=ROOT):
         )
     lesson = find_lesson(names[0] if names else "0", root)
     prepare(root)
+    env = environment(root)
+    language = learner_language(python_of(root), env, root)
+    set_up_jupyterlab(root / ".venv" / "share" / "jupyter" / "lab" / "settings", language)
     title = lesson.stem
     say("正在打开 {} …（Ctrl-C 结束）".format(title), "Opening {} … (Ctrl-C to stop)".format(title))
     command = lab_command(python_of(root), root, lesson, browser, options)
-    return become(command, environment(root), root)
+    return become(command, env, root)
 
 
 def strict_environment(root):
@@ -426,6 +458,13 @@ def refresh(arguments, root=ROOT):
     return run(script + [str(path) for path in chosen], strict_environment(root), root)
 
 
+def benchmark(arguments, root=ROOT):
+    """Measure what the course claims of itself, all or the parts named, and store the tables."""
+    prepare(root, (LEARNER, TESTS))
+    script = [str(python_of(root)), str(root / "tests" / "benchmarks" / "run.py")]
+    return run(script + arguments, strict_environment(root), root)
+
+
 def main(arguments):
     """Do what the command line says and return the exit code."""
     try:
@@ -433,7 +472,7 @@ def main(arguments):
         if arguments and arguments[0] in ("-h", "--help", "help"):
             say(USAGE_ZH, USAGE_EN)
             return 0
-        commands = {"lab": lab, "test": test, "refresh": refresh}
+        commands = {"lab": lab, "test": test, "refresh": refresh, "benchmark": benchmark}
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
         return lab(arguments)

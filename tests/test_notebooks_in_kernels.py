@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from contrast import faint_styles
 from notebook_rules import HAN
 
 from notebooks import (
@@ -46,6 +47,7 @@ class Runs:
     stubs: list[Ran]
     solutions: list[Ran]
     unpictured: list[str] = field(default_factory=list)
+    faint: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Ran]:
         yield from [*self.first, *self.second, *self.stubs, *self.solutions]
@@ -55,7 +57,8 @@ def run_all_twice(lesson: Lesson, live: Kernel) -> Runs:
     """Run All in a fresh kernel, Run All again in it, then the exercises."""
     first = [live.run(cell) for cell in lesson.code]
     second = [live.run(cell) for cell in lesson.code]
-    return Runs(first, second, *run_exercises(lesson, live), sliders_without_a_picture(first, live))
+    pictures = sliders_without_a_picture(first, live), what_is_faint(second, live)
+    return Runs(first, second, *run_exercises(lesson, live), *pictures)
 
 
 def run_each_twice(lesson: Lesson, live: Kernel) -> Runs:
@@ -124,6 +127,23 @@ def sliders_without_a_picture(runs: list[Ran], live: Kernel) -> list[str]:
     ]
 
 
+FAINT_WORDS = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import gc; from contrast import faint_words; from course_lib.figures import Picture
+pictures = [one for one in gc.get_objects() if isinstance(one, Picture)]
+print(*{{words for picture in pictures for words in faint_words(picture)}}, sep="\\n")
+"""
+
+
+def what_is_faint(runs: list[Ran], live: Kernel) -> list[str]:
+    """Words, in pictures and in HTML, that would be hard to read in one of the themes."""
+    pages = [output.get("data", {}).get("text/html", "") for ran in runs for output in ran.outputs]
+    styles = {style for page in [*pages, *live.pages()] for style in faint_styles(page)}
+    looked = live.run_code(FAINT_WORDS)
+    assert not looked.error, looked.error
+    return [*styles, *"".join(looked.texts).split("\n")[:-1]]
+
+
 # The lessons
 
 
@@ -185,6 +205,10 @@ def test_sliders_leave_a_picture_where_no_widget_runs(english):
     assert not english.unpictured
 
 
+def test_words_stand_out_in_any_theme(english):
+    assert not [words for words in english.faint if words]
+
+
 # The checks themselves
 
 SETUP = python(
@@ -207,6 +231,11 @@ class Explorer(w.VBox):
         return super()._repr_mimebundle_(**kwargs) | {"image/png": "iVBORw0KGgo="}
 
 Explorer([w.IntSlider(), w.HBox([w.Label("x")])])"""
+FAINT = """\
+from course_lib.figures import Picture
+picture = Picture()
+picture.text(0.1, 0.2, "clear", color="#444"), picture.text(0.1, 0.5, "pale", color="#d5d9de")
+w.HTML('<p style="color:#777">on any background</p>')"""
 GLYPH = "import matplotlib.pyplot as plt\nplt.title('\\U000137ff')\nplt.show()"
 
 
@@ -244,7 +273,7 @@ def test_faults_of_a_bad_lesson_are_found(tmp_path):
         *exercise(STUB, "def double(n):\n    return 3 * n"),
         *exercise("raise ValueError('in the stub')", STUB),
     ]
-    runs = scratch(tmp_path, "en", *cells)
+    runs = scratch(tmp_path, "en", *cells, python(FAINT))
     failed = "\n".join(failures(runs))
     assert "ZeroDivisionError" in failed and "UserWarning: old" in failed
     assert "Glyph 79871" in failed and "missing from font" in failed
@@ -253,6 +282,7 @@ def test_faults_of_a_bad_lesson_are_found(tmp_path):
     assert len(runs.unpictured) == 1 and "svg" in runs.unpictured[0]
     assert ["no ✅ but '❌" in line for line in untaught(runs)] == [False, True, False]
     assert "in the stub" in untaught(runs)[0]
+    assert runs.faint == ["color:#777", "'pale' 1.47"]
 
 
 def test_a_cell_that_works_only_once_is_found(tmp_path):
