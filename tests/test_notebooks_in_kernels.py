@@ -282,7 +282,7 @@ def test_faults_of_a_bad_lesson_are_found(tmp_path):
     assert len(runs.unpictured) == 1 and "svg" in runs.unpictured[0]
     assert ["no ✅ but '❌" in line for line in untaught(runs)] == [False, True, False]
     assert "in the stub" in untaught(runs)[0]
-    assert runs.faint == ["color:#777", "'pale' 1.47"]
+    assert runs.faint == ["color:#777", "'pale' 1.42"]
 
 
 def test_a_cell_that_works_only_once_is_found(tmp_path):

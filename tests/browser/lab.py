@@ -374,10 +374,12 @@ class Screen:
     # What can be seen, and by whom
 
     def descriptions(self) -> list[str]:
-        """The alternative text of each picture in the outputs."""
-        return self.page.eval_on_selector_all(
+        """The alternative text of each picture in the outputs; empty where it has none."""
+        described = self.page.eval_on_selector_all(
             ".jp-OutputArea-output img", "all => all.map(img => img.alt)"
         )
+        # JupyterLab calls a picture in HTML so that has none.
+        return ["" if words == "Image" else words for words in described]
 
     def misfits(self) -> list[str]:
         """What sticks out of its place at the size of this window."""
