@@ -22,6 +22,7 @@ from .figures import SIZE, Picture, image_html, style
 from .language import columns, on_change, spoken, text
 
 Item = TypeVar("Item")
+AROUND, ROW = 185, 32  # pixels: JupyterLab's bars and the caption; a slider
 EVERY_COMBINATION = 500  # more than this many are too many to try one by one
 
 
@@ -70,6 +71,8 @@ class Explorer(ipywidgets.VBox):
     that it had made before.
     """
 
+    more_rows = 0  # of controls beside the sliders
+
     def __init__(
         self,
         controls: Sequence[Control],
@@ -86,6 +89,7 @@ class Explorer(ipywidgets.VBox):
         self._name_sliders()
         self._shown = ipywidgets.HTML()
         self._moving = False
+        self._rows = len(controls) + self.more_rows
         super().__init__([*self._sliders.values(), self._shown])
         self.add_class("course-explorer")
         self._redraw()
@@ -207,7 +211,7 @@ class Explorer(ipywidgets.VBox):
         width, height = (round(length) for length in self._picture.bbox.size)
         png = base64.b64encode(self._png).decode()
         return (
-            image_html(png, self.caption, (width, height))
+            image_html(png, self.caption, (width, height), AROUND + ROW * self._rows)
             + f'<div style="line-height:1.5;max-width:{width}px">{spoken(*self._words)}</div>'
         )
 

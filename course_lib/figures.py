@@ -217,12 +217,20 @@ class Picture(Figure):
         return {"text/html": image_html(png, str(self)), "image/png": png, "text/plain": str(self)}
 
 
-def image_html(png: str, words: str, size: tuple[int, int] | None = None) -> str:
-    """A picture with ``words`` as its alternative text; ``png``: base64; ``size``: pixels."""
+def image_html(
+    png: str, words: str, size: tuple[int, int] | None = None, beside: int | None = None
+) -> str:
+    """A picture with ``words`` as its alternative text.
+
+    ``png``: base64. ``size``: pixels. ``beside``: pixels of the window's height that it has to
+    leave to other things; below 400 pixels it does not shrink, because some places (Colab) tell
+    nothing useful of the window.
+    """
     shape = f'width="{size[0]}" height="{size[1]}" ' if size else ""
+    low = f"max-height:max(400px,calc(100vh - {beside}px));width:auto;" if beside else ""
     return (
         f'<img src="data:image/png;base64,{png}" alt="{html.escape(words)}" {shape}'
-        'decoding="sync" style="max-width:100%;height:auto;border-radius:8px">'
+        f'decoding="sync" style="max-width:100%;{low}height:auto;border-radius:8px">'
     )
 
 

@@ -130,7 +130,7 @@ def sliders_without_a_picture(runs: list[Ran], live: Kernel) -> list[str]:
 FAINT_WORDS = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import gc; from contrast import faint_words; from course_lib.figures import Picture
-pictures = [one for one in gc.get_objects() if isinstance(one, Picture)]
+pictures = [one for one in gc.get_objects() if issubclass(type(one), Picture)]
 print(*{{words for picture in pictures for words in faint_words(picture)}}, sep="\\n")
 """
 
