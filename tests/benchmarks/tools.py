@@ -82,7 +82,7 @@ class Timeline(Tool):
             file = Path(folder) / "timeline.json"
             profiler.export_memory_timeline(str(file), "cpu")
             _, levels = json.loads(file.read_text())
-        highest = max(levels, key=sum)
+        highest = max(levels, key=sum, default=[0, 0])
         return Answer(sum(highest), sum(highest) - highest[1])  # first comes a zero, then unknown
 
 

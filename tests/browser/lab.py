@@ -219,7 +219,9 @@ CONTRAST = """
     const walker = document.createTreeWalker(output, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
       const element = walker.currentNode.parentElement, words = walker.currentNode.data.trim();
-      if (!words || !element.checkVisibility() || element.closest('style, script')) continue;
+      const not_ours = element.closest('style, script, [data-mime-type$="jupyter.error"],' +
+        '[data-mime-type$="jupyter.stderr"]');  // JupyterLab colours tracebacks
+      if (!words || !element.checkVisibility() || not_ours) continue;
       const style = getComputedStyle(element), back = behind(element);
       const [a, b] = [luminance(over(parts(style.color), back)), luminance(back)];
       const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
