@@ -22,7 +22,7 @@ from .figures import SIZE, Picture, image_html, style
 from .language import columns, on_change, spoken, text
 
 Item = TypeVar("Item")
-AROUND, ROW = 185, 32  # pixels: JupyterLab's bars and the caption; a slider
+AROUND, ROW = 200, 32  # pixels: JupyterLab's bars and the caption; a slider
 EVERY_COMBINATION = 500  # more than this many are too many to try one by one
 
 
