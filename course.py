@@ -5,6 +5,7 @@
     python course.py test [PYTEST ARGUMENTS]
     python course.py refresh [LESSON ...]
     python course.py export --lang zh|en|both [--to FOLDER]
+    python course.py benchmark [PART ...]
 
 The first run makes `.venv` and installs `requirements.txt` into it; later runs start at once.
 This file keeps to the syntax of Python 3.6, so that an old Python can still read the sentence
@@ -29,13 +30,6 @@ LEARNER, TESTS = "requirements.txt", "requirements-test.txt"
 WINDOWS = os.name == "nt"
 # Files in .venv that set its programs up.
 SETTINGS = {
-    # JupyterLab neither asks about news nor looks for updates.
-    "share/jupyter/lab/settings/overrides.json": {
-        "@jupyterlab/apputils-extension:notification": {
-            "fetchNews": "false",
-            "checkForUpdates": False,
-        }
-    },
     # A kernel that was just restarted already says which cell to run first.
     "etc/ipython/ipython_kernel_config.json": {
         "InteractiveShellApp": {"extensions": ["course_lib.order"]}
@@ -51,6 +45,8 @@ python course.py refresh [LESSON …]
     从头到尾重新运行课程的 notebook，并保存输出
 python course.py export --lang zh|en|both [--to FOLDER]
     把课程写成网页，只用一种语言或两种都用；默认放在 edition/
+python course.py benchmark [PART …]
+    重新测量 assets/benchmarks.md 里的基准；给出名字，就只测那几部分
 """
 USAGE_EN = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
@@ -61,7 +57,9 @@ python course.py test [pytest …]
 python course.py refresh [LESSON …]
     rerun the lessons from top to bottom and store their outputs
 python course.py export --lang zh|en|both [--to FOLDER]
-    write the course as web pages in one language or in both; to edition/ by default"""
+    write the course as web pages in one language or in both; to edition/ by default
+python course.py benchmark [PART …]
+    measure the benchmarks in assets/benchmarks.md again, all or the parts named"""
 
 
 class Stop(Exception):
@@ -385,6 +383,40 @@ def lab_command(python, root, lesson, browser=True, options=()):
     return command + list(options)
 
 
+def learner_language(python, env, root):
+    """What the lessons will begin with: `zh`, `en` or `both`; None where they cannot tell."""
+    question = "from course_lib.language import language; print(language())"
+    try:
+        answer = subprocess.run(
+            [str(python), "-c", question], env=env, cwd=str(root),
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.decode("utf-8").strip()
+
+
+def set_up_jupyterlab(folder, language):
+    """Write JupyterLab's defaults into `folder`; what the user sets in JupyterLab goes before them.
+
+    It does not ask about news or look for updates. Its menus are in the learner's language, or,
+    for one who reads both, in the locale's.
+    """
+    defaults = {
+        "@jupyterlab/apputils-extension:notification": {
+            "fetchNews": "false",
+            "checkForUpdates": False,
+        }
+    }
+    locale = {"zh": "zh_CN", "en": "en"}.get(language)
+    if locale:
+        defaults["@jupyterlab/translation-extension:plugin"] = {"locale": locale}
+    # A folder that cannot be written to is no reason not to start.
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "overrides.json").write_text(json.dumps(defaults), encoding="utf-8")
+
+
 def lab(arguments, root=ROOT):
     """Open JupyterLab at a lesson."""
     options = []
@@ -400,10 +432,13 @@ def lab(arguments, root=ROOT):
         )
     lesson = find_lesson(names[0] if names else "0", root)
     prepare(root)
+    env = environment(root)
+    language = learner_language(python_of(root), env, root)
+    set_up_jupyterlab(root / ".venv" / "share" / "jupyter" / "lab" / "settings", language)
     title = lesson.stem
     say("正在打开 {} …（Ctrl-C 结束）".format(title), "Opening {} … (Ctrl-C to stop)".format(title))
     command = lab_command(python_of(root), root, lesson, browser, options)
-    return become(command, environment(root), root)
+    return become(command, env, root)
 
 
 def strict_environment(root):
@@ -465,6 +500,13 @@ def export(arguments, root=ROOT):
     return code
 
 
+def benchmark(arguments, root=ROOT):
+    """Measure what the course claims of itself, all or the parts named, and store the tables."""
+    prepare(root, (LEARNER, TESTS))
+    script = [str(python_of(root)), str(root / "tests" / "benchmarks" / "run.py")]
+    return run(script + arguments, strict_environment(root), root)
+
+
 def main(arguments):
     """Do what the command line says and return the exit code."""
     try:
@@ -472,7 +514,13 @@ def main(arguments):
         if arguments and arguments[0] in ("-h", "--help", "help"):
             say(USAGE_ZH, USAGE_EN)
             return 0
-        commands = {"lab": lab, "test": test, "refresh": refresh, "export": export}
+        commands = {
+            "lab": lab,
+            "test": test,
+            "refresh": refresh,
+            "export": export,
+            "benchmark": benchmark,
+        }
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
         return lab(arguments)

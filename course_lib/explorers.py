@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 import ipywidgets
 
-from .figures import SIZE, Picture, style
+from .figures import SIZE, Picture, image_html, style
 from .language import columns, on_change, spoken, text
 
 Item = TypeVar("Item")
+AROUND, ROW = 200, 32  # pixels: JupyterLab's bars and the caption; a slider
 EVERY_COMBINATION = 500  # more than this many are too many to try one by one
 
 
@@ -70,6 +71,8 @@ class Explorer(ipywidgets.VBox):
     that it had made before.
     """
 
+    more_rows = 0  # of controls beside the sliders
+
     def __init__(
         self,
         controls: Sequence[Control],
@@ -86,6 +89,7 @@ class Explorer(ipywidgets.VBox):
         self._name_sliders()
         self._shown = ipywidgets.HTML()
         self._moving = False
+        self._rows = len(controls) + self.more_rows
         super().__init__([*self._sliders.values(), self._shown])
         self.add_class("course-explorer")
         self._redraw()
@@ -205,12 +209,10 @@ class Explorer(ipywidgets.VBox):
     def _page(self) -> str:
         """Picture and caption in one piece, so that they change together."""
         width, height = (round(length) for length in self._picture.bbox.size)
-        data = base64.b64encode(self._png).decode()
+        png = base64.b64encode(self._png).decode()
         return (
-            f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.caption)}" '
-            f'width="{width}" height="{height}" decoding="sync" '
-            'style="max-width:100%;height:auto;border-radius:8px">'
-            f'<div style="line-height:1.5;max-width:{width}px">{spoken(*self._words)}</div>'
+            image_html(png, self.caption, (width, height), AROUND + ROW * self._rows)
+            + f'<div style="line-height:1.5;max-width:{width}px">{spoken(*self._words)}</div>'
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
@@ -233,7 +235,7 @@ def show(
 def _broken(problem: Exception) -> str:
     words = html.escape(f"{type(problem).__name__}: {problem}")
     return (
-        '<div role="alert" style="color:#b3261e">'
+        '<div role="alert" style="background:#fdecea;color:#8c1d18;padding:0.3em 0.6em">'
         + spoken("这个位置的图画不出来：", "This position cannot be drawn:", tag="span")
         + f" <code>{words}</code></div>"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import html
 import io
 import itertools
 import math
@@ -174,7 +175,8 @@ def style() -> Iterator[None]:
 class Picture(Figure):
     """A figure on an opaque white panel, readable on light and dark themes.
 
-    A notebook shows it as PNG; its plain text is its title. ``size``: inches.
+    A notebook shows it with its title as alternative text, which is its plain text too; what reads
+    no HTML gets the PNG. ``size``: inches.
     """
 
     def __init__(self, size: tuple[float, float] = SIZE):
@@ -211,7 +213,25 @@ class Picture(Figure):
         return self.get_suptitle().replace("\n", " · ") or super().__str__()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"image/png": base64.b64encode(self.png()).decode(), "text/plain": str(self)}
+        png = base64.b64encode(self.png()).decode()
+        return {"text/html": image_html(png, str(self)), "image/png": png, "text/plain": str(self)}
+
+
+def image_html(
+    png: str, words: str, size: tuple[int, int] | None = None, beside: int | None = None
+) -> str:
+    """A picture with ``words`` as its alternative text.
+
+    ``png``: base64. ``size``: pixels. ``beside``: pixels of the window's height that it has to
+    leave to other things; below 400 pixels it does not shrink, because some places (Colab) tell
+    nothing useful of the window.
+    """
+    shape = f'width="{size[0]}" height="{size[1]}" ' if size else ""
+    low = f"max-height:max(400px,calc(100vh - {beside}px));width:auto;" if beside else ""
+    return (
+        f'<img src="data:image/png;base64,{png}" alt="{html.escape(words)}" {shape}'
+        f'decoding="sync" style="max-width:100%;{low}height:auto;border-radius:8px">'
+    )
 
 
 def _with_our_colours(palette: list[int]) -> list[int]:

@@ -20,7 +20,7 @@ _CODE_STYLE = (
     "line-height:1.45;font-size:13px;overflow-x:auto;white-space:pre;"
     "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 )
-_CHANGED_STYLE = "background:#c9f2e2;display:inline-block;min-width:100%"
+_CHANGED_STYLE = "background:#c9f2e2;color:#22262b;display:inline-block;min-width:100%"
 
 
 def code_html(source: str, before: str | None = None) -> str:

@@ -340,6 +340,8 @@ def _columns(moments: tuple[Moment, ...]) -> tuple[tuple[tuple[Kind, int], ...],
 class Player(Explorer):
     """An explorer with a slider for checkpoints, one for the moment, and buttons that move it."""
 
+    more_rows = 1
+
     def __init__(self, films: Sequence[Film]):
         self.films = {film.segments: film for film in films}
         limit = max(film.trace.peak for film in films)

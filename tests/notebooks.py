@@ -348,6 +348,11 @@ class Kernel:
         here = "Slider" in state.get("_model_name", "")
         return here + sum(map(self._sliders_below, children))
 
+    def pages(self) -> list[str]:
+        """The HTML in the widgets of this kernel."""
+        models = self._client.widget_state.values()
+        return [m["value"] for m in models if m.get("_model_name") == "HTMLModel" and "value" in m]
+
     def stop(self) -> None:
         self._client._cleanup_kernel()
 

@@ -335,8 +335,9 @@ def test_no_words_stick_out(language: str) -> None:
 def test_a_picture_shows_itself_in_exact_colours() -> None:
     picture = figures.timeline(random_trace(500))
     bundle = picture._repr_mimebundle_()
-    assert set(bundle) == {"image/png", "text/plain"}
+    assert set(bundle) == {"text/html", "image/png", "text/plain"}
     assert "\n" not in bundle["text/plain"]
+    assert f'alt="{bundle["text/plain"]}"' in bundle["text/html"]
     image = Image.open(io.BytesIO(picture.png())).convert("RGB")
     found = {colour for _, colour in image.getcolors(100_000)}
     used = [COLOURS[Role.PARAMETER], COLOURS[Role.ACTIVATION], COLOURS[Role.CHECKPOINT], "#ffffff"]

@@ -538,8 +538,11 @@ def test_modules_and_lines_are_the_learners(kind: str) -> None:
     assert where(Role.ACTIVATION, "aten.mm") == ({second} if kind else {first, second})
     assert where(Role.RECOMPUTED, "aten.mm") == ({first} if kind else set())
     # Backward: cos belongs to the sine's line, mm to the product's.
-    backward = {(event.module, event.line.split("# ")[-1]) for event in trace.events
-                if event.phase == "backward" and event.operator == "aten.cos" and event.size > 0}
+    backward = {
+        (event.module, event.line.split("# ")[-1])
+        for event in trace.events
+        if event.phase == "backward" and event.operator == "aten.cos" and event.size > 0
+    }
     assert backward == {("first", "the sine"), ("second", "the sine")}
     gradients = {(event.module, event.line.split("# ")[-1]) for event in trace.events
                  if event.role == Role.GRADIENT and event.size == 16 * 16 * 4}  # fmt: skip

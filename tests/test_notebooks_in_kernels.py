@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from contrast import faint_styles
 from notebook_rules import HAN
 from out_of_order import (
     Turn,
@@ -58,6 +59,7 @@ class Runs:
     solutions: list[Ran]
     unpictured: list[str] = field(default_factory=list)
     moved: list[Moved] = field(default_factory=list)
+    faint: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Ran]:
         yield from [*self.first, *self.second, *self.stubs, *self.solutions]
@@ -68,8 +70,9 @@ def run_all_twice(lesson: Lesson, live: Kernel) -> Runs:
     first = [run_setup(lesson, live), *(live.run(cell) for cell in lesson.code[1:])]
     second = [live.run(cell) for cell in lesson.code]
     unpictured, moved = sliders_without_a_picture(first, live), move_sliders(live)
+    faint = what_is_faint(second, live)
     turns = run_in_random_orders(lesson, live, first, ENGLISH_ORDERS)
-    return Runs(first, second, turns, *run_exercises(lesson, live), unpictured, moved)
+    return Runs(first, second, turns, *run_exercises(lesson, live), unpictured, moved, faint)
 
 
 def run_each_twice(lesson: Lesson, live: Kernel) -> Runs:
@@ -144,6 +147,23 @@ def sliders_without_a_picture(runs: list[Ran], live: Kernel) -> list[str]:
         for output in ran.outputs
         if live.sliders(output) and not {"image/png", "text/plain"} <= set(output.data)
     ]
+
+
+FAINT_WORDS = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import gc; from contrast import faint_words; from course_lib.figures import Picture
+pictures = [one for one in gc.get_objects() if issubclass(type(one), Picture)]
+print(*{{words for picture in pictures for words in faint_words(picture)}}, sep="\\n")
+"""
+
+
+def what_is_faint(runs: list[Ran], live: Kernel) -> list[str]:
+    """Words, in pictures and in HTML, that would be hard to read in one of the themes."""
+    pages = [output.get("data", {}).get("text/html", "") for ran in runs for output in ran.outputs]
+    styles = {style for page in [*pages, *live.pages()] for style in faint_styles(page)}
+    looked = live.run_code(FAINT_WORDS)
+    assert not looked.error, looked.error
+    return [*styles, *"".join(looked.texts).split("\n")[:-1]]
 
 
 # The lessons
@@ -222,6 +242,10 @@ def test_a_thousand_moves_of_each_slider(english, report):
     assert not [moved.complaint() for moved in english.moved if moved.complaint()]
 
 
+def test_words_stand_out_in_any_theme(english):
+    assert not [words for words in english.faint if words]
+
+
 # The checks themselves
 
 SETUP = python(
@@ -244,6 +268,11 @@ class Explorer(w.VBox):
         return super()._repr_mimebundle_(**kwargs) | {"image/png": "iVBORw0KGgo="}
 
 Explorer([w.IntSlider(), w.HBox([w.Label("x")])])"""
+FAINT = """\
+from course_lib.figures import Picture
+picture = Picture()
+picture.text(0.1, 0.2, "clear", color="#444"), picture.text(0.1, 0.5, "pale", color="#d5d9de")
+w.HTML('<p style="color:#777">on any background</p>')"""
 GLYPH = "import matplotlib.pyplot as plt\nplt.title('\\U000137ff')\nplt.show()"
 
 
@@ -281,7 +310,7 @@ def test_faults_of_a_bad_lesson_are_found(tmp_path):
         *exercise(STUB, "def double(n):\n    return 3 * n"),
         *exercise("raise ValueError('in the stub')", STUB),
     ]
-    runs = scratch(tmp_path, "en", *cells)
+    runs = scratch(tmp_path, "en", *cells, python(FAINT))
     failed = "\n".join(failures(runs))
     assert "ZeroDivisionError" in failed and "UserWarning: old" in failed
     assert "Glyph 79871" in failed and "missing from font" in failed
@@ -290,6 +319,7 @@ def test_faults_of_a_bad_lesson_are_found(tmp_path):
     assert len(runs.unpictured) == 1 and "svg" in runs.unpictured[0]
     assert ["no ✅ but '❌" in line for line in untaught(runs)] == [False, True, False]
     assert "in the stub" in untaught(runs)[0]
+    assert runs.faint == ["color:#777", "'pale' 1.42"]
 
 
 def test_a_cell_that_works_only_once_is_found(tmp_path):

@@ -151,7 +151,7 @@ ASKS = {
     "module.to": 'model.to("cuda")',
     "module.to device=": 'model.to(device="cuda")',
     "module(device=)": 'nn.Linear(2, 2, device="cuda")',
-    "with device": 'exec("with torch.device(\'cuda\'): torch.zeros(2)")',
+    "with device": "exec(\"with torch.device('cuda'): torch.zeros(2)\")",
     "default device": 'torch.set_default_device("cuda"); torch.zeros(2)',
     "mps": 'torch.zeros(2, device="mps")',
     "vulkan": 'torch.zeros(2, device="vulkan")',

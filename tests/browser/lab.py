@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from playwright.sync_api import Browser, ElementHandle, Page, sync_playwright
@@ -20,11 +20,8 @@ from playwright.sync_api import Browser, ElementHandle, Page, sync_playwright
 import course
 from notebooks import FOLDER, RAISES, ROOT
 
-SETTINGS = {
-    # All cells are on the page, not only those in view.
-    "notebook-extension/tracker": {"windowingMode": "none"},
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-}
+# All cells are on the page, not only those in view.
+SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WINDOW = {"width": 1280, "height": 720}
 SCREENSHOTS = Path(__file__).parent / "screenshots"
@@ -36,43 +33,58 @@ SCREENSHOT_HEIGHT = 2000
 
 @dataclass(frozen=True)
 class Server:
-    """A running JupyterLab; `folder` is where its notebooks are, `path` leads to one of them."""
+    """A running JupyterLab. `folder`: where its notebooks are; `settings`: what its user set;
+    `path`: leads to one of the notebooks."""
 
     address: str
     token: str
     folder: Path
+    settings: Path
     path: str = "lab/tree"
 
     def url(self, notebook: str) -> str:
         return f"{self.address}{self.path}/notebooks/{notebook}.ipynb?token={self.token}&reset"
 
-
-@contextmanager
-def jupyterlab(scratch: Path, notebook7: bool = False) -> Iterator[Server]:
-    """Start JupyterLab as `course.py` does, for a user in China who has no settings at all.
-
-    With `notebook7`, Jupyter Notebook in its place.
-    """
-    root, runtime = scratch / "course", scratch / "runtime"
-    shutil.copytree(FOLDER, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    for name, values in SETTINGS.items():
-        file = scratch / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+    def set(self, name: str, values: dict[str, object]) -> None:
+        """Change one of JupyterLab's settings, as its user."""
+        file = self.settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values), encoding="utf-8")
+
+
+@contextmanager
+def jupyterlab(
+    scratch: Path, remembered: str | None = None, notebook7: bool = False
+) -> Iterator[Server]:
+    """Start JupyterLab as `course.py` does, for a user in China who has no settings at all.
+
+    `remembered`: the language that the user has chosen in a lesson before. With `notebook7`,
+    Jupyter Notebook in its place.
+    """
+    root, runtime, defaults = scratch / "course", scratch / "runtime", scratch / "defaults"
+    shutil.copytree(FOLDER, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    env = _variables(scratch)
+    if remembered:
+        choose = f"from course_lib.language import choose; choose({remembered!r})"
+        subprocess.run([sys.executable, "-c", choose], env=env, check=True)
+    course.set_up_jupyterlab(defaults, course.learner_language(sys.executable, env, ROOT))
     command = course.lab_command(
         sys.executable, root, root / "notebooks" / "00_start_here.ipynb", browser=False,
-        options=["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True"],
+        options=["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True",
+                 f"--LabApp.app_settings_dir={defaults}"],
     )  # fmt: skip
     if notebook7:
         command = [word.replace("LabApp", "JupyterNotebookApp") for word in command]
         command[command.index("jupyterlab")] = "notebook"
     with open(scratch / "server.log", "wb") as log:
-        process = subprocess.Popen(
-            command, cwd=root, env=_variables(scratch), stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log)
         try:
-            server = _once_started(process, runtime, root / "notebooks", Path(log.name))
-            yield replace(server, path="notebooks") if notebook7 else server
+            address, token = _once_started(process, runtime, Path(log.name))
+            path = "notebooks" if notebook7 else "lab/tree"
+            server = Server(address, token, root / "notebooks", scratch / "settings", path)
+            for name, values in SETTINGS.items():
+                server.set(name, values)
+            yield server
         finally:
             process.terminate()
             try:
@@ -100,16 +112,16 @@ def _variables(scratch: Path) -> dict[str, str]:
     return env
 
 
-def _once_started(process: subprocess.Popen, runtime: Path, folder: Path, log: Path) -> Server:
-    """Wait for the file in which the server says where it listens."""
-    deadline = time.monotonic() + 90
+def _once_started(process: subprocess.Popen, runtime: Path, log: Path) -> tuple[str, str]:
+    """Wait for the file in which the server says where it listens; its address and token."""
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         for file in runtime.glob("jpserver-*.json"):
             try:
                 info = json.loads(file.read_text(encoding="utf-8"))
             except ValueError:  # half written
                 continue
-            return Server(info["url"], info["token"], folder)
+            return info["url"], info["token"]
         time.sleep(0.1)
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
@@ -193,6 +205,62 @@ meant => jupyterapp.shell.currentWidget.content.widgets.flatMap(cell => {
   if (model.sharedModel.source.trim() && !model.executionCount) found.push(`${source}: never ran`);
   return found;
 })
+"""
+
+# Ratios by the formula of WCAG 2.2: (lighter + 0.05) / (darker + 0.05).
+CONTRAST = """
+() => {
+  const parts = colour => {
+    const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const over = ([r, g, b, a], [R, G, B]) => [r, g, b].map((c, i) => c * a + [R, G, B][i] * (1 - a));
+  const luminance = colour => colour.map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    const own = parts(getComputedStyle(element).backgroundColor);
+    if (own[3] === 1 || !element.parentElement) return own.slice(0, 3);
+    return over(own, behind(element.parentElement));
+  };
+  const found = new Map();
+  for (const output of document.querySelectorAll('.jp-OutputArea-output')) {
+    const walker = document.createTreeWalker(output, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+      const element = walker.currentNode.parentElement, words = walker.currentNode.data.trim();
+      const not_ours = element.closest('style, script, [data-mime-type$="jupyter.error"],' +
+        '[data-mime-type$="jupyter.stderr"]');  // JupyterLab colours tracebacks
+      if (!words || !element.checkVisibility() || not_ours) continue;
+      const style = getComputedStyle(element), back = behind(element);
+      const [a, b] = [luminance(over(parts(style.color), back)), luminance(back)];
+      const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+      const pair = `${style.color} on rgb(${back.map(Math.round)}): ${ratio.toFixed(2)}`;
+      found.set(pair, [ratio, `${pair}: ${words.slice(0, 40)}`]);
+    }
+  }
+  return [...found.values()];
+}
+"""
+
+# What does not fit on the page: outputs wider than their place, explorers higher than the notebook.
+MISFITS = """
+() => {
+  const found = [], page = document.querySelector('.jp-NotebookPanel-notebook').clientHeight;
+  for (const output of document.querySelectorAll('.jp-OutputArea-output')) {
+    for (const part of [output, ...output.querySelectorAll('*')]) {
+      const more = part.scrollWidth - part.clientWidth;
+      const scrolls = /auto|scroll|hidden/.test(getComputedStyle(part).overflowX);
+      if (part.clientWidth && more > 1 && scrolls)
+        found.push(`${part.className || part.tagName} ${more} px too wide: ` +
+                   part.innerText.slice(0, 60));
+    }
+    for (const explorer of output.querySelectorAll('.course-explorer'))
+      if (explorer.offsetHeight > page)
+        found.push(`${explorer.offsetHeight} px high, the notebook ${page}: ` +
+                   explorer.innerText.slice(0, 60));
+  }
+  return found;
+}
 """
 
 PROSE = """
@@ -322,6 +390,31 @@ class Screen:
         )
         return [hashlib.sha256(address.encode()).hexdigest()[:8] for address in addresses]
 
+    # What can be seen, and by whom
+
+    def descriptions(self) -> list[str]:
+        """The alternative text of each picture in the outputs; empty where it has none."""
+        described = self.page.eval_on_selector_all(
+            ".jp-OutputArea-output img", "all => all.map(img => img.alt)"
+        )
+        # JupyterLab calls a picture in HTML so that has none.
+        return ["" if words == "Image" else words for words in described]
+
+    def misfits(self) -> list[str]:
+        """What sticks out of its place at the size of this window."""
+        return self.page.evaluate(MISFITS)
+
+    def contrasts(self) -> list[tuple[float, str]]:
+        """The contrast of each pair of colours in the outputs' text, and where it occurs."""
+        return [tuple(pair) for pair in self.page.evaluate(CONTRAST)]
+
+    def use_theme(self, name: str) -> None:
+        """Change JupyterLab's theme and wait until it is there."""
+        change = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
+        self.page.evaluate(change, name)
+        self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
+        self.settle()
+
     # Sliders
 
     def handles(self) -> list[Handle]:
@@ -376,6 +469,7 @@ class Handle:
     KEYS = ("Home", "ArrowRight", "ArrowRight", "PageUp", "End", "ArrowLeft", "PageDown")
     STOPS = (0.0, 0.35, 1.0, 0.7)  # of the way, for the mouse
     PATIENCE = 5.0
+    MOST_TABS = 12  # the player's buttons stand before its second slider
 
     @property
     def label(self) -> str:
@@ -396,6 +490,23 @@ class Handle:
               return area.innerHTML.replace(/id="[^"]*"/g, '');
             }"""
         )
+
+    def tabs(self) -> int | None:
+        """How often Tab is pressed from the cell until the handle has the focus; None if never."""
+        self.element.evaluate(
+            """handle => {
+              const notebook = jupyterapp.shell.currentWidget.content;
+              const cell = notebook.widgets.findIndex(cell => cell.node.contains(handle));
+              notebook.activeCellIndex = cell;
+              notebook.mode = 'command';
+              notebook.widgets[cell].node.focus();
+            }"""
+        )
+        for pressed in range(1, self.MOST_TABS + 1):
+            self.screen.page.keyboard.press("Tab")
+            if self.element.evaluate("handle => handle === document.activeElement"):
+                return pressed
+        return None
 
     def try_everything(self) -> list[str]:
         """Go to both ends and some places between, by keys and by mouse; return what is wrong."""

@@ -7,7 +7,8 @@ import re
 import statistics
 
 import pytest
-from lab import Screen
+from contrast import ENOUGH
+from lab import Screen, jupyterlab
 from notebook_rules import HAN
 
 from notebooks import build, lessons, python
@@ -39,9 +40,9 @@ def test_read_in(screen, language, report):
     other = {"zh": "en", "en": "zh"}[language]
     assert all(screen.visible_prose(language)) and screen.visible_prose(language)
     assert not any(screen.visible_prose(other))
-    for label in screen.slider_labels():
-        assert bool(re.search(HAN, label)) == (language == "zh"), label
-    assert screen.labels_cut_off() == []
+    for label in [*screen.slider_labels(), *screen.descriptions()]:
+        assert label and bool(re.search(HAN, label)) == (language == "zh"), label
+    assert screen.labels_cut_off() + screen.misfits() == []
     complaints, seconds = [], []
     for handle in screen.handles():
         complaints += handle.try_everything()
@@ -58,6 +59,17 @@ def test_pictures_follow_the_language(screen):
         shown[language] = screen.pictures()
     both = list(zip(shown["zh"], shown["en"], strict=True))
     assert [place for place, (zh, en) in enumerate(both) if zh == en] == []
+
+
+def test_tab_reaches_every_slider(screen):
+    assert [handle.label for handle in screen.handles() if handle.tabs() is None] == []
+
+
+def test_words_stand_out_in_either_theme(screen):
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        screen.use_theme(theme)
+        seen = screen.contrasts()
+        assert seen and [where for ratio, where in seen if ratio < ENOUGH] == [], theme
 
 
 def test_both_languages_side_by_side(screen):
@@ -104,6 +116,23 @@ def test_a_cell_before_its_time_says_what_it_needs(browser, server):
     screen.close()
 
 
+def menus(browser, server) -> str:
+    page = browser.new_page()
+    page.goto(f"{server.address}lab?token={server.token}&reset")
+    page.wait_for_selector(".lm-MenuBar-itemLabel")
+    words = " ".join(page.locator(".lm-MenuBar-itemLabel").all_inner_texts())
+    page.close()
+    return words
+
+
+def test_jupyterlab_speaks_the_learners_language(browser, server, tmp_path):
+    assert "文件 编辑 查看 运行 内核" in menus(browser, server)
+    with jupyterlab(tmp_path, remembered="en") as english:
+        assert "File Edit View Run Kernel" in menus(browser, english)
+        english.set("translation-extension/plugin", {"locale": "zh_CN"})
+        assert "文件 编辑" in menus(browser, english)  # what the user sets goes before
+
+
 BROKEN = """\
 import ipywidgets as w
 
@@ -126,17 +155,31 @@ w.VBox([slider2, shown2])"""
 CONSOLE = """\
 from IPython.display import HTML
 HTML('<img src="nowhere.png" onerror="console.error(\\'seen\\')">')"""
+UNREADABLE = """\
+from IPython.display import display
+display(HTML('<p style="color:#999">pale</p>'),
+        HTML('<div style="overflow:auto;width:9em">' + 40 * "wide" + "</div>"),
+        HTML('<div class="course-explorer" style="height:900px">high</div>'))
+slider3 = w.IntSlider(max=3, description="unreachable")
+slider3"""
 
 
 def test_faults_of_a_bad_lesson_are_found(browser, server):
     """What the tests above rely on: errors, dead sliders and console messages are noticed."""
-    cells = map(python, (BROKEN, FORGETFUL, CONSOLE, "1 / 0"))
+    cells = map(python, (BROKEN, FORGETFUL, CONSOLE, UNREADABLE, "1 / 0"))
     build(server.folder / "99_broken.ipynb", *cells)
     screen = Screen.open(browser, server, "99_broken")
     screen.run_all()
     faults = "\n".join(screen.faults())
     assert "ZeroDivisionError" in faults and "console: seen" in faults
-    bad, forgetful = screen.handles()
+    assert "" in screen.descriptions()
+    misfits = "\n".join(screen.misfits())
+    assert "too wide: wide" in misfits and "900 px high" in misfits
+    assert [where[-4:] for ratio, where in screen.contrasts() if ratio < ENOUGH] == ["pale"]
+    bad, forgetful, third = screen.handles()
+    assert third.tabs()
+    third.element.evaluate("handle => handle.removeAttribute('tabindex')")
+    assert third.tabs() is None
     bad.PATIENCE = 1.0
     found = "\n".join(bad.try_everything())
     assert "bad, End, 1" not in found and "→ 10: the picture did not change" in found

@@ -1,0 +1,61 @@
+"""Each lesson in JupyterLab and Chromium: how long *Run All* takes, how fast sliders answer."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab import Screen, chromium, find_chromium, jupyterlab
+from page import named, table
+
+from notebooks import lessons
+
+HEADING = ("课程在浏览器里", "The lessons in a browser")
+
+
+def section() -> Iterator[str]:
+    path = find_chromium()
+    if path is None:
+        raise RuntimeError("no Chromium here: `playwright install chromium` fetches one")
+    yield named(
+        "真实的 JupyterLab 与 Chromium。运行全部：一次，新内核，从命令到页面静止。滑块：每个都用"
+        "键盘和鼠标移动，从输入到新图画好，毫秒。",
+        "Real JupyterLab and Chromium. Run All: once, in a fresh kernel, from the command until "
+        "the page is at rest. Sliders: each is moved by keys and by the mouse; milliseconds from "
+        "the input until the new picture is painted.",
+        between="\n\n",
+    )
+    rows, every = [], []
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        chromium(path) as browser,
+        jupyterlab(Path(scratch)) as server,
+    ):
+        for lesson in lessons():
+            screen = Screen.open(browser, server, str(lesson))
+            seconds = screen.run_all()
+            handles = screen.handles()
+            complaints = [c for handle in handles for c in handle.try_everything()]
+            moves = [second for handle in handles for second in handle.seconds]
+            every += moves
+            rows.append([f"{lesson}", f"{seconds:.1f} s", str(len(handles)), *_latency(moves)])
+            if trouble := complaints + screen.faults():
+                raise RuntimeError(f"{lesson}: {trouble}")
+            screen.close()
+    rows.append([named("合计", "all"), "", "", *_latency(every)])
+    heads = [
+        named("课", "lesson"), named("运行全部", "Run All"), named("滑块", "sliders"),
+        named("移动", "moves"), named("中位数", "median"),
+        named("第 95 百分位", "95th percentile"), named("最大", "greatest"),
+    ]  # fmt: skip
+    yield table(heads, rows)
+
+
+def _latency(seconds: list[float]) -> list[str]:
+    if not seconds:
+        return ["0", "—", "—", "—"]
+    worst = statistics.quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
+    times = (statistics.median(seconds), worst, max(seconds))
+    return [str(len(seconds)), *(f"{1000 * time:.0f}" for time in times)]
