@@ -4,6 +4,7 @@
     python course.py [lab] [LESSON] [--no-browser] [-- JUPYTERLAB OPTIONS]
     python course.py test [PYTEST ARGUMENTS]
     python course.py refresh [LESSON ...]
+    python course.py export --lang zh|en|both [--to FOLDER]
 
 The first run makes `.venv` and installs `requirements.txt` into it; later runs start at once.
 This file keeps to the syntax of Python 3.6, so that an old Python can still read the sentence
@@ -26,6 +27,20 @@ ROOT = Path(__file__).resolve().parent
 OLDEST_PYTHON = (3, 11)
 LEARNER, TESTS = "requirements.txt", "requirements-test.txt"
 WINDOWS = os.name == "nt"
+# Files in .venv that set its programs up.
+SETTINGS = {
+    # JupyterLab neither asks about news nor looks for updates.
+    "share/jupyter/lab/settings/overrides.json": {
+        "@jupyterlab/apputils-extension:notification": {
+            "fetchNews": "false",
+            "checkForUpdates": False,
+        }
+    },
+    # A kernel that was just restarted already says which cell to run first.
+    "etc/ipython/ipython_kernel_config.json": {
+        "InteractiveShellApp": {"extensions": ["course_lib.order"]}
+    },
+}
 
 USAGE_ZH = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
@@ -34,6 +49,8 @@ python course.py test [pytest …]
     安装测试工具并运行全部测试；给出 pytest 参数，就只运行选中的测试
 python course.py refresh [LESSON …]
     从头到尾重新运行课程的 notebook，并保存输出
+python course.py export --lang zh|en|both [--to FOLDER]
+    把课程写成网页，只用一种语言或两种都用；默认放在 edition/
 """
 USAGE_EN = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
@@ -42,7 +59,9 @@ python course.py [lab] [LESSON] [--no-browser] [-- …]
 python course.py test [pytest …]
     install the test tools and run every test, or only those that pytest arguments select
 python course.py refresh [LESSON …]
-    rerun the lessons from top to bottom and store their outputs"""
+    rerun the lessons from top to bottom and store their outputs
+python course.py export --lang zh|en|both [--to FOLDER]
+    write the course as web pages in one language or in both; to edition/ by default"""
 
 
 class Stop(Exception):
@@ -136,7 +155,8 @@ def fingerprint(root, requirements, version):
 
     The folder is part of it: the library is installed by its path, so a moved course is stale.
     """
-    digest = hashlib.sha256(repr((str(root), list(version))).encode("utf-8"))
+    known = [str(root), list(version), json.dumps(SETTINGS)]
+    digest = hashlib.sha256(repr(known).encode("utf-8"))
     for name in (requirements, "pyproject.toml"):
         path = root / name
         digest.update(path.read_bytes() if path.exists() else b"")
@@ -273,20 +293,19 @@ def install(root, wanted, packages):
             "The installation failed, for the reason pip gives above; fix it (often it is the "
             "network) and run this again: it picks up where it stopped.",
         )
-    quieten_jupyterlab(root)
+    configure(root)
     fresh = stamp.with_suffix(".new")
     fresh.write_text(json.dumps(wanted), encoding="utf-8")
     os.replace(str(fresh), str(stamp))
     say("安装完成。", "Installed.")
 
 
-def quieten_jupyterlab(root):
-    """Keep the environment's JupyterLab from asking about news and looking for updates."""
-    folder = root / ".venv" / "share" / "jupyter" / "lab" / "settings"
-    folder.mkdir(parents=True, exist_ok=True)
-    quiet = {"fetchNews": "false", "checkForUpdates": False}
-    overrides = {"@jupyterlab/apputils-extension:notification": quiet}
-    (folder / "overrides.json").write_text(json.dumps(overrides), encoding="utf-8")
+def configure(root):
+    """Write the environment's settings."""
+    for name, settings in SETTINGS.items():
+        path = root / ".venv" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings), encoding="utf-8")
 
 
 # Running
@@ -426,6 +445,26 @@ def refresh(arguments, root=ROOT):
     return run(script + [str(path) for path in chosen], strict_environment(root), root)
 
 
+def export(arguments, root=ROOT):
+    """Write the course as web pages: `--lang zh`, `en` or `both`, and where to."""
+    options = {arguments[i]: arguments[i + 1] for i in range(0, len(arguments) - 1, 2)}
+    language = options.pop("--lang", None)
+    folder = options.pop("--to", None)
+    if language not in ("zh", "en", "both") or options or len(arguments) % 2:
+        raise Stop(
+            "用法：python course.py export --lang zh|en|both [--to FOLDER]",
+            "Use it as: python course.py export --lang zh|en|both [--to FOLDER]",
+        )
+    folder = os.path.abspath(folder) if folder else str(root / "edition" / language)
+    prepare(root, (LEARNER, TESTS))
+    command = [str(python_of(root)), "-m", "course_lib.edition", language, folder]
+    code = run(command, strict_environment(root), root)
+    if not code:
+        start = os.path.join(folder, "index.html")
+        say("写好了：{}".format(start), "Written: {}".format(start))
+    return code
+
+
 def main(arguments):
     """Do what the command line says and return the exit code."""
     try:
@@ -433,7 +472,7 @@ def main(arguments):
         if arguments and arguments[0] in ("-h", "--help", "help"):
             say(USAGE_ZH, USAGE_EN)
             return 0
-        commands = {"lab": lab, "test": test, "refresh": refresh}
+        commands = {"lab": lab, "test": test, "refresh": refresh, "export": export}
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
         return lab(arguments)

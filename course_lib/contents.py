@@ -10,6 +10,9 @@ from .language import Table, memory_folder
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
+# Where the course is published; CONTRIBUTING.md says how to change it in every file at once.
+REPOSITORY = "OWNER/gradient-checkpointing-course"
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -50,6 +53,9 @@ LESSONS = (
            ("选好放多少个、放在哪里；给定预算，求出最好的方案",
             "choose how many and where; find the best plan for a budget")),
 )  # fmt: skip
+
+GLOSSARY = Lesson("glossary", "术语", "Glossary", 0,
+                  ("查一个词的意思", "look up a word"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,14 @@ CLAIMS = (
 
 
 def lessons() -> Table:
-    """The lessons that are there, as links, with minutes."""
+    """The lessons that are there, as links, with minutes, and the glossary."""
     return Table(
         [("", ""), ("课程", "lesson"), ("学完你能", "afterwards you can"),
          ("分钟", "minutes")],
         [
             [lesson.number, Link(lesson), lesson.able, lesson.minutes]
             for lesson in LESSONS if lesson.exists
-        ],
+        ] + [["", Link(GLOSSARY), GLOSSARY.able, ""]],
     )  # fmt: skip
 
 

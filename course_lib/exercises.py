@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from .language import Bilingual, Table, on_change, spoken, text
 from .memory import measure
+from .order import heading_of
 from .saved import saved_tensors
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "×": 1, "%": 1, "": 1}
@@ -135,10 +136,13 @@ def compare(
     prediction of that name was asked for.
     """
     if key not in _predictions:
+        heading = heading_of("predict", f'"{key}"')
+        zh, en = (f"“{heading[0]}”一节里", f", under “{heading[1]}”,") if heading else ("上面", "")
         raise KeyError(
             text(
-                zh=f"还没有问过“{key}”这个预测：请先运行上面带输入框的单元格。",
-                en=f"Prediction {key!r} has not been asked for: run the cell with its field first.",
+                zh=f"还没有问过“{key}”这个预测：请先运行{zh}带输入框的单元格。",
+                en=f"Prediction {key!r} has not been asked for: "
+                f"run the cell with its field{en} first.",
             )
         )
     prediction = _predictions[key]

@@ -314,7 +314,10 @@ def _bar(length: int, words: str) -> Iterator[Callable[[int], None]]:
 
     # An interrupted loop leaves its generator waiting, and the bar with it, until the cell ends.
     shell.events.register("post_run_cell", end)
-    display({**bar._repr_mimebundle_(), "text/plain": ""}, raw=True)
+    if hasattr(bar, "_repr_mimebundle_"):
+        display({**bar._repr_mimebundle_(), "text/plain": ""}, raw=True)
+    else:  # ipywidgets 7, as on Colab
+        display(bar)
     try:
         yield lambda done: bar.set_trait("value", done)
     finally:

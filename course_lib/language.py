@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 Language = Literal["zh", "en", "both"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en", "both")
+SWITCH_WORDS = "中文 · English"  # what the switch is where no widget runs
 
 _chosen: Language | None = None
 _listeners: list[Callable[[], None]] = []
@@ -182,7 +183,7 @@ def switch() -> Any:
     class Switch(ipywidgets.VBox):
         def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
             bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
-            return {**bundle, "text/plain": "中文 · English"}
+            return {**bundle, "text/plain": SWITCH_WORDS}
 
     buttons.observe(changed, "value")
     return Switch([buttons, style])

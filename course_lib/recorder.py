@@ -32,7 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .allocator import Happening, SimulatedTensors, Source
+from .allocator import CPUAllocator, Happening, SimulatedTensors, Source
+from .room import Room
 
 Phase = Literal["forward", "backward", "optimizer step"]
 
@@ -176,6 +177,7 @@ class Recorder(TorchDispatchMode):
         self.elsewhere: list[str] = []  # names of other threads that modules ran in
         self._thread = threading.get_ident()
         self._zeros: tuple[int, ...] = ()  # what the engine's last operator made, if zeros
+        self._room = Room() if isinstance(source, CPUAllocator) else None
         self._sole_owner = _counts_of_sole_owner(isinstance(source, SimulatedTensors))
 
     # --- what exists before -----------------------------------------------------------------
@@ -252,6 +254,8 @@ class Recorder(TorchDispatchMode):
                 self._found(tensor, address)
             reads.append(address)
 
+        if self._room is not None and kind.makes:
+            self._room.take(func, args, kwargs)
         operator = Operator(kind.name, phase, recomputing, place, ())
         if not (kind.is_view or starts_backward):  # neither uses the value, only its shape
             operator.reads = tuple(reads)
@@ -442,6 +446,7 @@ def _counts_of_sole_owner(simulated: bool) -> tuple[int, int]:
 class _Kind:
     name: str
     is_view: bool
+    makes: bool  # results that are not its arguments
     tensors: tuple[int, ...]  # which arguments are single tensors, if several
     flops: Callable[..., int] | None
 
@@ -450,6 +455,7 @@ class _Kind:
 def _kind(func: Any) -> _Kind:
     aliases = [returned.alias_info for returned in func._schema.returns]
     is_view = bool(aliases) and all(alias and not alias.is_write for alias in aliases)
+    makes = not all(aliases)
     tensors = tuple(
         i for i, argument in enumerate(func._schema.arguments)
         if isinstance(argument.type, torch.TensorType)
@@ -457,7 +463,7 @@ def _kind(func: Any) -> _Kind:
     if len(tensors) < 2:  # then it is a tensor for certain
         tensors = ()
     flops = flop_registry.get(func._overloadpacket)
-    return _Kind(str(func._overloadpacket), is_view, tensors, flops)
+    return _Kind(str(func._overloadpacket), is_view, makes, tensors, flops)
 
 
 def _numbers(args: tuple, tensors: tuple[int, ...]) -> tuple[int, ...]:

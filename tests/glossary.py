@@ -1,4 +1,4 @@
-"""The course's terms: what English says, what Chinese says, and what is not said.
+"""Whether prose uses the course's terms, and what it says in place of them.
 
 Words in quotation marks are left out of the checks: a lesson may quote an article's word.
 """
@@ -6,45 +6,8 @@ Words in quotation marks are left out of the checks: a lesson may quote an artic
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Term:
-    """`en` and `zh` are regular expressions: where English says one, Chinese says the other."""
-
-    en: str
-    zh: str
-
-
-TERMS = (
-    Term(r"activations?\b(?! function)", r"激活值|激活内存"),
-    Term(r"activation memory", r"激活内存"),
-    Term(r"GPU memory", r"显存"),
-    Term(r"gradient checkpointing", r"梯度检查点"),
-    Term(r"selective checkpointing", r"选择性检查点"),
-    Term(r"(?<!gradient )(?<!selective )checkpoint(s|ed|ing)?", r"检查点"),
-    Term(r"recomput(e|es|ed|ing|ations?)", r"重计算|重算"),
-    Term(r"segments?", r"段"),
-    Term(r"forward pass(es)?", r"前向"),
-    Term(r"backward pass(es)?", r"反向"),
-    Term(r"peak memory", r"峰值内存|峰值显存"),
-    Term(r"peaks?", r"峰值"),
-    Term(r"trade-?offs?", r"权衡"),
-    Term(r"optimi[sz]er states?", r"优化器状态"),
-    Term(r"gradients?(?! checkpointing)", r"梯度"),
-    Term(r"parameters?", r"参数"),
-    Term(r"saved tensors?", r"保存的张量"),
-    Term(r"(computation )?graph", r"图"),
-    Term(r"random state", r"随机数状态"),
-    Term(r"workspace", r"算子工作区"),
-    Term(r"temporar(y|ies)(?! \w*(file|folder|director))", r"临时"),
-    Term(r"budgets?", r"预算"),
-    Term(r"sliders?", r"滑块"),
-    Term(r"simulated tensors?", r"模拟张量"),
-    Term(r"early stop(ping)?", r"提前停止"),
-    Term(r"offload(s|ed|ing)?", r"卸载"),
-)
+from course_lib.glossary import PHRASES, TERMS
 
 # What Chinese prose does not say, and the word that it says.
 NOT_IN_CHINESE = {
@@ -101,9 +64,10 @@ def wrong_words(words: str, language: str) -> list[str]:
 
 def missing_terms(zh: str, en: str) -> list[str]:
     """Complaints about terms that English prose uses and its Chinese partner does not."""
+    said = [(term.zh_said, term.en_said) for term in TERMS]
     return [
-        f"English says {found[0]!r}, Chinese says nothing like {term.zh}"
-        for term in TERMS
-        if (found := re.search(rf"\b(?:{term.en})\b", _unquoted(en), re.I))
-        and not re.search(term.zh, zh)
+        f"English says {found[0]!r}, Chinese says nothing like {chinese}"
+        for chinese, english in (*said, *PHRASES)
+        if (found := re.search(rf"\b(?:{english})\b", _unquoted(en), re.I))
+        and not re.search(chinese, zh)
     ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ from pathlib import Path
 import nbformat
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -80,8 +83,8 @@ class Lesson:
 
 
 def lessons() -> list[Lesson]:
-    """Every notebook of the course, in order."""
-    return [Lesson(path) for path in sorted(FOLDER.glob("*.ipynb"))]
+    """Every lesson of the course, in order; the glossary, a page without code, is none."""
+    return [Lesson(path) for path in sorted(FOLDER.glob("[0-9]*.ipynb"))]
 
 
 def tags(cell: NotebookNode) -> list[str]:
@@ -261,6 +264,12 @@ class Ran:
         return "".join(o.text for o in self.outputs if o.get("name") == "stderr")
 
     @property
+    def interrupted(self) -> bool:
+        """Whether *Interrupt* ended the cell. Lightning's Trainer makes a SystemExit of it."""
+        said = f"{self.error} {self.stderr}"
+        return "KeyboardInterrupt" in said or "SystemExit" in said
+
+    @property
     def texts(self) -> list[str]:
         """The words of each output, stderr left out."""
         return [shown_text(o) for o in self.outputs if o.get("name") != "stderr"]
@@ -296,6 +305,37 @@ class Kernel:
 
     def run_code(self, source: str) -> Ran:
         return self.run(python(source))
+
+    def run_until(self, moment: Callable[[], bool], cell: NotebookNode) -> Ran:
+        """Execute a copy of `cell`, and press *Interrupt* once `moment()` is true.
+
+        As a learner would, press it again after some seconds while the cell goes on.
+        """
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.02):
+                if moment():
+                    asyncio.run(self._client.km.interrupt_kernel())
+                    ended.wait(5)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            return self.run(cell)
+        finally:
+            ended.set()
+            watcher.join()
+
+    def restart(self) -> None:
+        """What *Restart Kernel* does: a new process, with nothing in it."""
+        run_sync(self._client.km.restart_kernel)(now=True)
+        run_sync(self._client.kc.wait_for_ready)(timeout=SECONDS_PER_CELL)
+
+    def bars(self) -> list[dict]:
+        """The states of the progress bars that were ever on display."""
+        states = list(self._client.widget_state.values())
+        return [state for state in states if state.get("_model_name") == "IntProgressModel"]
 
     def sliders(self, output: NotebookNode) -> int:
         """How many sliders the widget that an output shows has in it; 0 for anything else."""

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from course_lib import contents, language, machine
-from course_lib.contents import CLAIMS, LESSONS, NOTEBOOKS, claims, lessons, verdicts
+from course_lib.contents import CLAIMS, GLOSSARY, LESSONS, NOTEBOOKS, claims, lessons, verdicts
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def own_memory(monkeypatch, tmp_path):
 
 def test_every_notebook_is_on_the_map_and_links_to_its_file():
     there = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
-    assert there == {lesson.name for lesson in LESSONS if lesson.exists}
+    assert there == {lesson.name for lesson in (*LESSONS, GLOSSARY) if lesson.exists}
     shown = lessons()._repr_mimebundle_()["text/html"]
     assert set(re.findall(r'href="(\w+)\.ipynb"', shown)) == there
 

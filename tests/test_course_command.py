@@ -130,6 +130,20 @@ def test_the_first_run_installs_and_the_second_only_looks(small_course, capfd):
     assert capfd.readouterr().out == ""
 
 
+def test_the_environment_is_set_up(small_course):
+    for name, settings in course.SETTINGS.items():
+        written = (small_course / ".venv" / name).read_text(encoding="utf-8")
+        assert json.loads(written) == settings
+
+
+def test_changed_settings_are_written_again(small_course, monkeypatch):
+    monkeypatch.setattr(course, "SETTINGS", course.SETTINGS | {"etc/new.json": {"new": 1}})
+    course.prepare(small_course)
+    assert (small_course / ".venv" / "etc" / "new.json").exists()
+    monkeypatch.undo()
+    course.prepare(small_course)
+
+
 def test_changed_requirements_are_installed(small_course, capfd):
     requirements = small_course / "requirements.txt"
     requirements.write_text(TINY + "# changed\n", encoding="utf-8")
@@ -458,3 +472,12 @@ def test_benchmarks_are_collected_only_when_named(tmp_path):
         )
         names += re.findall(r"(\w+)\.py::", run.stdout)
     assert names == ["test_tests", "test_tests_benchmarks"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--lang"], ["--lang", "fr"], ["zh"], ["--to", "x"], ["--lang", "zh", "--form", "pdf"]],
+)
+def test_an_export_in_no_language_says_how_to_ask(arguments):
+    message = stopped(course.export, arguments)
+    assert both_languages(message) and message.count("--lang zh|en|both") == 2

@@ -1,4 +1,5 @@
-"""Every lesson in real kernels: run all twice, each cell again in place, exercises, both languages.
+"""Every lesson in real kernels: run all twice, each cell again in place, cells in random orders,
+a thousand moves of each explorer's sliders, exercises, both languages.
 
 One kernel per lesson and language does all of it; the tests look at what it recorded.
 """
@@ -12,6 +13,14 @@ from pathlib import Path
 
 import pytest
 from notebook_rules import HAN
+from out_of_order import (
+    Turn,
+    ambiguous,
+    remember_setup,
+    run_in_random_orders,
+    wrong_turns,
+)
+from slider_moves import Moved, move_sliders
 
 from notebooks import (
     IGNORED_OUTPUT,
@@ -32,6 +41,7 @@ pytestmark = pytest.mark.slow
 
 GOAL_SECONDS = 30
 LIMIT_SECONDS = 300  # not a matter of speed any more: something hangs
+ENGLISH_ORDERS, CHINESE_ORDERS = range(0, 10), range(10, 20)  # their seeds
 
 
 # What a kernel is made to do
@@ -39,30 +49,42 @@ LIMIT_SECONDS = 300  # not a matter of speed any more: something hangs
 
 @dataclass(frozen=True)
 class Runs:
-    """Each code cell executed twice, and each exercise's stub and folded solution."""
+    """Each code cell executed twice, in random orders, and each exercise's stub and solution."""
 
     first: list[Ran]
     second: list[Ran]
+    turns: list[Turn]
     stubs: list[Ran]
     solutions: list[Ran]
     unpictured: list[str] = field(default_factory=list)
+    moved: list[Moved] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Ran]:
         yield from [*self.first, *self.second, *self.stubs, *self.solutions]
 
 
 def run_all_twice(lesson: Lesson, live: Kernel) -> Runs:
-    """Run All in a fresh kernel, Run All again in it, then the exercises."""
-    first = [live.run(cell) for cell in lesson.code]
+    """Run All in a fresh kernel, Run All again in it, random orders, then the exercises."""
+    first = [run_setup(lesson, live), *(live.run(cell) for cell in lesson.code[1:])]
     second = [live.run(cell) for cell in lesson.code]
-    return Runs(first, second, *run_exercises(lesson, live), sliders_without_a_picture(first, live))
+    unpictured, moved = sliders_without_a_picture(first, live), move_sliders(live)
+    turns = run_in_random_orders(lesson, live, first, ENGLISH_ORDERS)
+    return Runs(first, second, turns, *run_exercises(lesson, live), unpictured, moved)
 
 
 def run_each_twice(lesson: Lesson, live: Kernel) -> Runs:
-    """Each cell twice in a row in a fresh kernel, then the exercises."""
-    pairs = [(live.run(cell), live.run(cell)) for cell in lesson.code]
+    """Each cell twice in a row in a fresh kernel, random orders, then the exercises."""
+    pairs = [(run_setup(lesson, live), live.run(lesson.code[0]))]
+    pairs += [(live.run(cell), live.run(cell)) for cell in lesson.code[1:]]
     first, second = ([pair[i] for pair in pairs] for i in (0, 1))
-    return Runs(first, second, *run_exercises(lesson, live))
+    turns = run_in_random_orders(lesson, live, first, CHINESE_ORDERS)
+    return Runs(first, second, turns, *run_exercises(lesson, live))
+
+
+def run_setup(lesson: Lesson, live: Kernel) -> Ran:
+    ran = live.run(lesson.code[0])
+    remember_setup(live)
+    return ran
 
 
 def run_exercises(lesson: Lesson, live: Kernel) -> tuple[list[Ran], list[Ran]]:
@@ -168,6 +190,15 @@ def test_each_cell_again_in_place(chinese):
     assert not failures(chinese)
 
 
+def test_cells_in_any_order_work_or_say_what_they_need(lesson, english, chinese):
+    wrong = wrong_turns(lesson, english.first, english.turns)
+    assert not wrong + wrong_turns(lesson, chinese.first, chinese.turns)
+
+
+def test_a_name_from_another_cell_has_one_meaning(lesson):
+    assert not ambiguous(lesson)
+
+
 def test_english_is_spoken(english):
     assert not wrong_language(english, "en")
 
@@ -183,6 +214,12 @@ def test_stubs_are_unfinished_and_solutions_pass(english, chinese):
 
 def test_sliders_leave_a_picture_where_no_widget_runs(english):
     assert not english.unpictured
+
+
+def test_a_thousand_moves_of_each_slider(english, report):
+    for moved in english.moved:
+        report(f"{moved.name}: {moved.positions} positions, {moved.grown:+.1f} MiB")
+    assert not [moved.complaint() for moved in english.moved if moved.complaint()]
 
 
 # The checks themselves

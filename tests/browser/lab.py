@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from playwright.sync_api import Browser, ElementHandle, Page, sync_playwright
@@ -36,19 +36,23 @@ SCREENSHOT_HEIGHT = 2000
 
 @dataclass(frozen=True)
 class Server:
-    """A running JupyterLab; `folder` is where its notebooks are."""
+    """A running JupyterLab; `folder` is where its notebooks are, `path` leads to one of them."""
 
     address: str
     token: str
     folder: Path
+    path: str = "lab/tree"
 
     def url(self, notebook: str) -> str:
-        return f"{self.address}lab/tree/notebooks/{notebook}.ipynb?token={self.token}&reset"
+        return f"{self.address}{self.path}/notebooks/{notebook}.ipynb?token={self.token}&reset"
 
 
 @contextmanager
-def jupyterlab(scratch: Path) -> Iterator[Server]:
-    """Start JupyterLab as `course.py` does, for a user in China who has no settings at all."""
+def jupyterlab(scratch: Path, notebook7: bool = False) -> Iterator[Server]:
+    """Start JupyterLab as `course.py` does, for a user in China who has no settings at all.
+
+    With `notebook7`, Jupyter Notebook in its place.
+    """
     root, runtime = scratch / "course", scratch / "runtime"
     shutil.copytree(FOLDER, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
     for name, values in SETTINGS.items():
@@ -59,12 +63,16 @@ def jupyterlab(scratch: Path) -> Iterator[Server]:
         sys.executable, root, root / "notebooks" / "00_start_here.ipynb", browser=False,
         options=["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True"],
     )  # fmt: skip
+    if notebook7:
+        command = [word.replace("LabApp", "JupyterNotebookApp") for word in command]
+        command[command.index("jupyterlab")] = "notebook"
     with open(scratch / "server.log", "wb") as log:
         process = subprocess.Popen(
             command, cwd=root, env=_variables(scratch), stdout=log, stderr=log
         )
         try:
-            yield _once_started(process, runtime, root / "notebooks", Path(log.name))
+            server = _once_started(process, runtime, root / "notebooks", Path(log.name))
+            yield replace(server, path="notebooks") if notebook7 else server
         finally:
             process.terminate()
             try:
@@ -237,14 +245,22 @@ class Screen:
 
     def run_first_code_cell(self) -> None:
         """Run the lesson as far as its set-up cell."""
-        self.page.evaluate(
-            """() => {
-              const notebook = jupyterapp.shell.currentWidget.content;
-              notebook.activeCellIndex = notebook.widgets.findIndex(c => c.model.type === 'code');
-              return jupyterapp.commands.execute('notebook:run-cell');
-            }"""
-        )
+        self.run_code_cell(0)
         self.page.wait_for_selector(".widget-toggle-buttons button")
+        self.settle()
+
+    def run_code_cell(self, number: int, source: str | None = None) -> None:
+        """Run one code cell, the first is 0, with another source if one is given."""
+        self.page.evaluate(
+            """([number, source]) => {
+              const notebook = jupyterapp.shell.currentWidget.content;
+              const code = notebook.widgets.filter(c => c.model.type === 'code')[number];
+              if (source !== null) code.model.sharedModel.setSource(source);
+              notebook.activeCellIndex = notebook.widgets.indexOf(code);
+              return jupyterapp.commands.execute('notebook:run-cell');
+            }""",
+            [number, source],
+        )
         self.settle()
 
     def settle(self, quiet: float = 0.4, patience: float = 20) -> None:

@@ -89,6 +89,21 @@ def test_the_language_starts_from_the_locale_and_is_remembered(browser, server):
         screen.close()
 
 
+def test_a_cell_before_its_time_says_what_it_needs(browser, server):
+    """In a kernel that was just started, and for a cell that the learner has changed."""
+    lesson = LESSONS[0]
+    place = next(i for i, cell in enumerate(lesson.code) if "show_bars({" in cell.source)
+    screen = Screen.open(browser, server, str(lesson))
+    screen.run_code_cell(place)
+    said = screen.page.locator(".jp-OutputArea-output:has-text('NameError')")
+    said.first.wait_for()
+    assert "measured = measure_counts(" in said.first.inner_text()
+    screen.run_code_cell(place, source="changed = measured[2]")
+    said.first.wait_for()
+    assert "measured = measure_counts(" in said.first.inner_text()
+    screen.close()
+
+
 BROKEN = """\
 import ipywidgets as w
 

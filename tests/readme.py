@@ -1,0 +1,82 @@
+"""The figures that the README quotes from the stored benchmarks.
+
+`python tests/readme.py` writes them into the README; a test compares the two.
+"""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README, BENCHMARKS = ROOT / "README.md", ROOT / "assets" / "benchmarks.md"
+
+Row = dict[str, str]
+
+# Rows of the tables in the benchmarks, by the English part of their names.
+PLAIN, CHECKPOINTED = "encoder, 4 layers, d 128, 8 × 64", "the latter, a checkpoint per layer"
+WORDS = {
+    "zh": (
+        "同一个训练步骤，几种工具量出的峰值差了多少字节，自己又花多少时间：",
+        ("工具", "误差，没有检查点", "误差，每层一个检查点", "时间，是原样运行的几倍"),
+        "完整的表、误差怎样算、机器是哪台，都在 [assets/benchmarks.md](assets/benchmarks.md)，"
+        "由 `python course.py benchmark` 写成。",
+    ),
+    "en": (
+        "The same training step in several tools: how far off the peak is, in bytes, and how much "
+        "time the tool takes:",
+        ("tool", "off, no checkpoints", "off, a checkpoint per layer", "time, bare step = 1"),
+        "The whole tables, what counts as an error, and the machine are in "
+        "[assets/benchmarks.md](assets/benchmarks.md), which `python course.py benchmark` writes.",
+    ),
+}
+
+
+def tables(page: str) -> list[list[Row]]:
+    """The tables of a Markdown page, each a list of rows, a row a dict by column head."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\|$\n?)+", page, re.M):
+        head, _, *rows = (re.split(r"\s*(?<!\\)\|\s*", line)[1:-1] for line in block.splitlines())
+        found.append([dict(zip(head, row, strict=True)) for row in rows])
+    return found
+
+
+def row_of(rows: list[Row], name: str) -> Row | None:
+    """The row whose first cell ends in `name`, or in `name` and a number of turns."""
+    for row in rows:
+        first = next(iter(row.values()))
+        if name in first.partition(" · ")[2]:
+            return row
+    return None
+
+
+def quoted(language: str, benchmarks: str) -> str:
+    """What the README says in `language` of the page `benchmarks`; without figures, a link."""
+    before, head, after = WORDS[language]
+    part = benchmarks.partition("<!-- measuring -->")[2]
+    if not part:
+        return after
+    errors, _, times = tables(part)[:3]
+    plain, checkpointed = (row_of(errors, name) for name in (PLAIN, CHECKPOINTED))
+    seconds = row_of(times, PLAIN)
+    _, _, *tools = plain  # beside the step's name and its peak
+    lines = [
+        head,
+        ("---", "---:", "---:", "---:"),
+        *((tool, plain[tool], checkpointed[tool], seconds[tool]) for tool in tools),
+    ]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{before}\n\n{table}\n\n{after}"
+
+
+def with_figures(readme: str, benchmarks: str) -> str:
+    """`readme` with the figures of `benchmarks` in their places."""
+    for language in WORDS:
+        opening, closing = f"<!-- benchmarks {language} -->\n", "<!-- end -->"
+        before, _, rest = readme.partition(opening)
+        after = rest.partition(closing)[2]
+        readme = f"{before}{opening}{quoted(language, benchmarks)}\n{closing}{after}"
+    return readme
+
+
+if __name__ == "__main__":
+    page = with_figures(README.read_text("utf-8"), BENCHMARKS.read_text("utf-8"))
+    README.write_text(page, encoding="utf-8", newline="\n")
