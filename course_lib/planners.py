@@ -479,10 +479,10 @@ def best_plan(chain: Chain, budget: int, *, labels: int = LABELS, slots: int | N
     """
     needs = _needs_of(chain)
     room = budget - needs.before
-    smallest = _least_memory(needs, room)
-    if smallest is None:
+    limits = _limits(needs, room)
+    if limits[0, 0] < 0:
         raise BudgetTooSmall(budget, _smallest(needs))
-    steps = _follow_labels(needs, room, labels)
+    steps = _follow_labels(needs, room, limits, labels)
     least = None
     if steps is None:
         unit = _common_unit(needs)
@@ -490,11 +490,9 @@ def best_plan(chain: Chain, budget: int, *, labels: int = LABELS, slots: int | N
         slots = slots or min(2000, max(200, 200_000 // needs.n))
         exact = bool(unit) and span // unit <= slots
         size = unit if exact else -(-span // slots)
-        steps, least = _count_slots(needs, room, size, relaxed=False)
+        steps, least = _count_slots(needs, room, limits, size, relaxed=False)
         if not exact:
-            least = _count_slots(needs, room, size, relaxed=True)[1]
-        if steps is None:
-            steps = smallest
+            least = _count_slots(needs, room, limits, size, relaxed=True)[1]
     plan = _plan(needs, steps)
     prediction = predict(plan, chain)
     found = prediction.recomputed_flops
@@ -537,50 +535,32 @@ def _smallest(needs: _Needs) -> int:
     low, high = 0, int(needs.plain.max() + needs.inner.sum() + needs.source.sum())
     while low < high:
         middle = (low + high) // 2
-        if _least_memory(needs, middle) is None:
+        if _limits(needs, middle)[0, 0] < 0:
             low = middle + 1
         else:
             high = middle
     return low + needs.before
 
 
-def _least_memory(needs: _Needs, room: int) -> list[Step] | None:
-    """A plan that fits, keeping as little as possible up to each cut; None if there is none."""
+def _limits(needs: _Needs, room: int) -> np.ndarray:
+    """The most that a partial plan may have kept so far, so that some way to go on still fits.
+
+    By unit and state; negative where there is no way.
+    """
     n = needs.n
-    far = np.iinfo(np.int64).max // 4
-    kept = np.full((n + 1, 2), far)
-    came = np.full((n + 1, 2, 3), -1)
-    kept[0, 0] = 0
-    for s in range(n):
+    limits = np.full((n + 1, 2), -1, dtype=np.int64)
+    limits[n] = room - needs.plain[:, n]
+    for s in range(n - 1, -1, -1):
+        first, need, _ = needs.segment(s)
         for held in range(2):
-            here = kept[s, held]
-            if here >= far:
-                continue
-            if here + needs.plain[held, s] <= room:
-                more, state = needs.after_plain(s, held)
-                if here + more < kept[s + 1, state]:
-                    kept[s + 1, state] = here + more
-                    came[s + 1, state] = s, held, 0
-            first, need, _ = needs.segment(s)
-            ends = first + np.flatnonzero(
-                (need[held] <= room - here) & (kept[first:, 0] > here + needs.source[s])
-            )
-            kept[ends, 0] = here + needs.source[s]
-            came[ends, 0] = s, held, 1
-    fitting = [h for h in range(2) if kept[n, h] + needs.plain[h, n] <= room]
-    return _trace_back(came, n, fitting[0]) if fitting else None
+            more, state = needs.after_plain(s, held)
+            plain = min(room - needs.plain[held, s], limits[s + 1, state] - more)
+            cut = np.minimum(room - need[held], limits[first:, 0] - needs.source[s])
+            limits[s, held] = max(plain, cut.max(initial=-1))
+    return limits
 
 
-def _trace_back(came: np.ndarray, n: int, state: int) -> list[Step]:
-    steps: list[Step] = []
-    while n:
-        begin, before, segment = (int(x) for x in came[n, state])
-        steps.append((begin, n, bool(segment)))
-        n, state = begin, before
-    return steps[::-1]
-
-
-def _follow_labels(needs: _Needs, room: int, limit: int) -> list[Step] | None:
+def _follow_labels(needs: _Needs, room: int, limits: np.ndarray, limit: int) -> list[Step] | None:
     """The cheapest plan by following every non-dominated (kept bytes, FLOPs); None if too many."""
     n, total = needs.n, 0
     waiting: list[list[list[np.ndarray]]] = [[[], []] for _ in range(n + 1)]
@@ -591,6 +571,7 @@ def _follow_labels(needs: _Needs, room: int, limit: int) -> list[Step] | None:
             if not waiting[s][held]:
                 continue
             found = _undominated(np.concatenate(waiting[s][held]))
+            found = found[found[:, 0] <= limits[s, held]]
             waiting[s][held] = []
             labels[s, held] = found
             if s == n:
@@ -647,14 +628,15 @@ def _common_unit(needs: _Needs) -> int:
 
 
 def _count_slots(
-    needs: _Needs, room: int, size: int, *, relaxed: bool
-) -> tuple[list[Step] | None, float]:
+    needs: _Needs, room: int, limits: np.ndarray, size: int, *, relaxed: bool
+) -> tuple[list[Step], float]:
     """The cheapest plan when of partial plans that keep about as much only one is followed.
 
     About as much: in the same slot of ``size`` bytes. That is the cheapest of them; ``relaxed``,
     it is none of them but has the lowest cost and the least memory, so that what comes out is a
-    bound. Sizes themselves are not rounded, and if they are all multiples of ``size``, both are
-    the same and exact.
+    bound, without a plan. Sizes themselves are not rounded, and if they are all multiples of
+    ``size``, both are the same and exact. Nothing is followed beyond ``limits``, so that what is
+    can always be completed.
     """
     n, count = needs.n, min(room, needs.most_kept) // size + 1
     cost = np.full((n + 1, 2, count), NEVER)
@@ -682,7 +664,8 @@ def _count_slots(
                 after = memory + more
                 slot = np.minimum(after // size, count - 1)
                 offered = flops[None, :] + more_flops[:, None]
-                fits = (memory[None, :] <= room - limit[:, None]) & (after <= room)[None, :]
+                fits = memory[None, :] <= room - limit[:, None]
+                fits &= after[None, :] <= limits[ends, state][:, None]
                 better = fits & (offered < cost[ends[:, None], state, slot[None, :]])
                 rows, columns = np.nonzero(better)  # of two for one slot, the cheaper comes last
                 to = ends[rows], state, slot[columns]
@@ -699,8 +682,8 @@ def _count_slots(
                     )  # fmt: skip
     final = np.where(kept[n] + needs.plain[:, [n]] <= room, cost[n], NEVER)
     best = float(final.min())
-    if relaxed or best == NEVER:
-        return None, best
+    if relaxed:
+        return [], best
     held, slot = (int(x) for x in np.unravel_index(final.argmin(), final.shape))
     steps: list[Step] = []
     end = n

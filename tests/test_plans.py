@@ -1,6 +1,7 @@
 """Plans: what is predicted is what is measured; planners against brute force."""
 
 import itertools
+import math
 import random
 import time
 
@@ -279,11 +280,16 @@ def test_a_thousand_layers(report):
     for n in (125, 250, 500, 1000):
         with simulated():
             chain = chain_of(*linears(n, random.Random(n)))
-        budget = (smallest_peak(chain).prediction.peak + predict(keep_all(chain), chain).peak) // 2
+        smallest = smallest_peak(chain).prediction
+        budget = (smallest.peak + predict(keep_all(chain), chain).peak) // 2
         begin = time.perf_counter()
         best = best_plan(chain, budget, labels=0)
         seconds[n] = time.perf_counter() - begin
         assert best.prediction.peak <= budget
+        even = [predict(even_plan(chain, count), chain) for count in range(1, n, n // 25)]
+        fitting = [plan.recomputed_flops for plan in even if plan.peak <= budget]
+        assert best.prediction.recomputed_flops < min(fitting, default=math.inf)
+        assert best.prediction.recomputed_flops < smallest.recomputed_flops
     report("planners: best plan in "
            + ", ".join(f"{t:.2f} s for {n}" for n, t in seconds.items()) + " layers")  # fmt: skip
     assert seconds[1000] < 10  # a loaded machine; alone it takes under 2
