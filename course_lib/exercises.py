@@ -39,7 +39,7 @@ class Prediction(ipywidgets.HBox):
         self.measured: float | None = None
         self._listeners: list[Callable[[], None]] = []
         before = _predictions.get(key)
-        self.field = ipywidgets.Text(
+        self.field: ipywidgets.Text = ipywidgets.Text(
             value=before.field.value if before else "",
             placeholder="?",
             continuous_update=False,
@@ -157,14 +157,13 @@ def scoreboard() -> Table:
     rows = []
     for prediction in _predictions.values():
         value, measured = prediction.value, prediction.measured
-        known = value is not None and measured is not None
         rows.append(
             [
                 (prediction.zh, prediction.en),
                 "?" if value is None else _shown(value),
                 "?" if measured is None else _shown(measured),
                 prediction.unit,
-                _off(value, measured) if known else "",
+                "" if value is None or measured is None else _off(value, measured),
             ]
         )
     return Table(
@@ -469,6 +468,7 @@ def check_thrifty(answer: Callable[[Wasteful, Tensor], Any]) -> Verdict:
         return raised(error)
     for name, gradient in expected_gradients.items():
         other = gradients[name]
+        assert gradient is not None  # the block as it is uses them all
         if other is None or not torch.allclose(other, gradient, rtol=1e-4, atol=1e-5):
             return Verdict(
                 "wrong",

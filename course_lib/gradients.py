@@ -284,7 +284,7 @@ def _random_states() -> list[tuple[str, Any]]:
     states: list[tuple[str, Any]] = [("torch", torch.get_rng_state())]
     if torch.cuda.is_available():
         states += [(f"cuda:{i}", state) for i, state in enumerate(torch.cuda.get_rng_state_all())]
-    numbers = numpy.random.get_state()
+    numbers: Any = numpy.random.get_state()
     return [*states, ("random", random.getstate()), ("numpy", (*numbers[1], *numbers[2:]))]
 
 
