@@ -1,19 +1,23 @@
 """The code itself: style, types, and which module may import which."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 MODULES = sorted(path.stem for path in (ROOT / "course_lib").glob("[a-z]*.py"))
 # Imported inside a function, from further down the list: (importer, imported): why.
 LATER = {
     ("memory", "figures"): "trace.plot() draws with a module that draws traces",
-    ("plans", "planners"): "best_plan() is offered beside Plan, and searches among Plans",
+    ("plans", "planners"): "the planners are offered beside what they plan with",
+    ("lightning_ddp", "lightning"): "its processes train; the one that starts them does not",
 }
 
 
@@ -27,10 +31,10 @@ def test_the_tools_have_nothing_to_say(tool):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def layers() -> list[str]:
-    """The modules of course_lib in the order in which CONTRIBUTING.md lists them."""
-    words = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    return re.findall(r"^\| `(\w+)`", words.partition("## English")[2], re.M)
+def layers() -> list[list[str]]:
+    """The modules of course_lib, line by line, as CONTRIBUTING.md lists them."""
+    listed = re.search(r"^```text\n(.+?)^```$", CONTRIBUTING, re.M | re.S)
+    return [line.split() for line in listed[1].splitlines()]
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:
@@ -65,18 +69,17 @@ def imports(module: str) -> tuple[set[str], set[str]]:
 
 
 def test_a_module_imports_only_from_modules_above_it():
-    order = layers()
-    assert sorted(order) == MODULES, "CONTRIBUTING.md lists the modules of course_lib, in order"
-    upwards, used = [], set()
-    for place, module in enumerate(order):
-        at_once, later = imports(module)
-        assert at_once | later <= set(order)
-        upwards += [(module, other) for other in at_once if other not in order[:place]]
-        downwards = {(module, other) for other in later - at_once if other not in order[:place]}
-        used |= downwards & set(LATER)
-        upwards += downwards - set(LATER)
-    assert not upwards
-    assert used == set(LATER)
+    assert sorted(itertools.chain(*layers())) == MODULES, "CONTRIBUTING.md lists all modules"
+    above: set[str] = set()
+    at_once, later = set(), set()
+    for line in layers():
+        for module in line:
+            now, in_functions = imports(module)
+            at_once |= {(module, other) for other in now - above}
+            later |= {(module, other) for other in in_functions - now - above}
+        above |= set(line)
+    assert not at_once
+    assert later == set(LATER)
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -96,3 +99,29 @@ def test_only_the_modules_on_lightning_import_it():
     loaded = loaded_by(*plain)
     assert set(plain) <= loaded
     assert not loaded & {"lightning", "jsonargparse", "torch._dynamo", "torch._inductor"}
+
+
+# CONTRIBUTING.md
+
+ZH, EN = re.findall(r"^## (?:中文|English)$\n(.*?)(?=^## )", CONTRIBUTING, re.M | re.S)
+
+
+def test_what_contributing_names_is_there():
+    for words in (ZH, EN):
+        tools = re.findall(r"^\| `python course\.py dev (\w+)`", words, re.M)
+        assert sorted(tools) == sorted(path.stem for path in (ROOT / "tests" / "dev").glob("*.py"))
+    assert set(re.findall(r"course\.py (\w+)", CONTRIBUTING)) <= {"test", "refresh", "dev"}
+    paths = r"`((?:tests|course_lib|notebooks|\.github)/[\w./]*|\w+\.(?:py|toml))`"
+    named = {name for name in re.findall(paths, CONTRIBUTING) if "NN_name" not in name}
+    assert len(named) > 8
+    for name in named:
+        at_the_top = "/" in name or name in ("course.py", "pyproject.toml")
+        assert (ROOT / ("" if at_the_top else "course_lib") / name).exists(), name
+
+
+def test_contributing_says_the_same_in_both_languages():
+    zh, en = (re.split(r"^### .*$", words, flags=re.M) for words in (ZH, EN))
+    assert len(zh) == len(en) > 5
+    for pair in zip(zh, en, strict=True):
+        one, other = (Counter(re.findall(r"`[^`]+`", words)) for words in pair)
+        assert one == other
