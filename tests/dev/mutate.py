@@ -2,10 +2,12 @@
 
     python course.py dev mutate [--count N] [--seed N] [MODULE ...]
 
-Of all the changes that the kinds below can make to the modules, `count` are drawn at random. Each
-is made in a copy of the course, where the tests that run the changed line are run until one
-fails. A change that none notices has survived: write a test that notices it, or say in
-`survivors.txt` why it makes no difference. Ends with an error if a survivor is neither.
+Of all the changes that the kinds below can make to a module, `count` are drawn at random. Each is
+made in a copy of the course, where the tests that run the changed line are run until one fails.
+A change that none notices has survived: write a test that notices it, or say in `survivors.txt`
+why it makes no difference. Ends with an error if there is a survivor without a reason.
+
+Needs a POSIX system: tests run in forks of a process that has torch loaded already.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from coverage import CoverageData
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,6 +49,10 @@ OTHER = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult,
     ast.FloorDiv: ast.Mult, ast.Mod: ast.Add, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
+LOADED = (  # before the first fork: all that is large, nothing that is changed
+    "course_lib", "torch", "torch.utils.checkpoint", "torch._subclasses.fake_tensor", "hypothesis",
+    "matplotlib.figure", "ipywidgets", "lightning", "checkpoint_schedules",
+)  # fmt: skip
 SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 
@@ -128,22 +137,11 @@ class Copy:
         shutil.copytree(ROOT, folder, ignore=skip, dirs_exist_ok=True)
         self.tests: dict[str, dict[int, list[str]]] = {}  # module: line: tests that run it
         self.seconds: dict[str, float] = {}  # of each test
-
-    def pytest(self, *arguments: str, timeout: float | None = None) -> tuple[int, str]:
-        """Run pytest at low priority; its exit code, 124 where it took too long, and its words."""
-        env = os.environ | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, *arguments, "-q", "-p", "no:cacheprovider", "-p", "no:nbval"]
-        child = subprocess.Popen(
-            command, cwd=self.root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            encoding="utf-8", start_new_session=True,
-            preexec_fn=lambda: os.nice(10),
-        )  # fmt: skip
-        try:
-            return child.wait(timeout), child.communicate()[0]
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, 9)
-            child.communicate()
-            return 124, ""
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = str(folder)
+        sys.path.insert(0, str(folder))
+        for name in LOADED:
+            importlib.import_module(name)
 
     def watch(self, module: str) -> None:
         """Run a module's tests once and note which of them run each of its lines."""
@@ -151,13 +149,14 @@ class Copy:
         settings = self.root / "contexts.cfg"
         settings.write_text("[run]\ndynamic_context = test_function\nsource_pkgs = course_lib\n")
         files = [f"tests/{name}.py" for name in SUBJECTS[module]]
-        code, said = self.pytest(
-            "-m", "coverage", "run", f"--rcfile={settings}", f"--data-file={data}",
-            "-m", "pytest", "--durations=0", "-vv", *files,
+        run = subprocess.run(
+            [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}",
+             f"--data-file={data}", "-m", "pytest", "-q", "--durations=0", "-vv", *files],
+            stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
-        if code:
-            raise SystemExit(f"{module}: its tests fail as they are\n{said[-3000:]}")
-        for seconds, test in re.findall(r"^ *([\d.]+)s \w+ +(\S+?::\w+)", said, re.M):
+        if run.returncode:
+            raise SystemExit(f"{module}: its tests fail as they are\n{run.stdout[-3000:]}")
+        for seconds, test in re.findall(r"^ *([\d.]+)s \w+ +(\S+?::\w+)", run.stdout, re.M):
             self.seconds[test] = self.seconds.get(test, 0) + float(seconds)
         read = CoverageData(str(data))
         read.read()
@@ -176,17 +175,42 @@ class Copy:
         if not chosen:
             return None
         path = self.root / "course_lib" / f"{mutant.module}.py"
+        for cached in path.parent.glob(f"__pycache__/{mutant.module}.*"):
+            cached.unlink()  # a change within the same second would go unseen
         whole = path.read_bytes()
         path.write_bytes(whole[: mutant.begin] + mutant.new.encode() + whole[mutant.end :])
-        limit = 60 + 5 * sum(self.seconds.get(test, 10) for test in chosen)
         try:
-            code, said = self.pytest("-m", "pytest", "-x", *chosen, timeout=limit)
+            return self._failing(chosen, 60 + 5 * sum(self.seconds.get(t, 10) for t in chosen))
         finally:
             path.write_bytes(whole)
-        if code == 0:
-            return None
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.M)
-        return failed[1] if failed else f"exit code {code}"
+
+    def _failing(self, tests: list[str], limit: float) -> str | None:
+        """The first of ``tests`` that fails, run in a fork; ``limit``: seconds."""
+        with tempfile.TemporaryFile("w+") as said:
+            child = os.fork()
+            if not child:
+                os.setsid()
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                sys.dont_write_bytecode = True
+                code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+                sys.stdout.flush()
+                os._exit(code)
+            deadline = time.monotonic() + limit
+            while True:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    break
+                if time.monotonic() > deadline:
+                    os.killpg(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    return "took too long"
+                time.sleep(0.05)
+            if status == 0:
+                return None
+            said.seek(0)
+            failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said.read(), re.M)
+            return failed[1] if failed else f"exit code {os.waitstatus_to_exitcode(status)}"
 
 
 def explained() -> set[str]:
@@ -198,21 +222,25 @@ def explained() -> set[str]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python course.py dev mutate")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(SUBJECTS))
-    parser.add_argument("--count", type=int, default=70)
+    parser.add_argument("--count", type=int, default=10, help="changes per module")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     modules = chosen.modules or list(SUBJECTS)
-    possible = [
-        mutant
-        for module in modules
-        for mutant in mutants_of(
+    possible = {
+        module: mutants_of(
             module, (ROOT / "course_lib" / f"{module}.py").read_text(encoding="utf-8")
         )
+        for module in modules
+    }
+    drawn = [
+        mutant
+        for module, mutants in possible.items()
+        for mutant in random.Random(chosen.seed).sample(mutants, min(chosen.count, len(mutants)))
     ]
-    drawn = random.Random(chosen.seed).sample(possible, min(chosen.count, len(possible)))
-    drawn.sort(key=lambda mutant: (modules.index(mutant.module), mutant.begin))
-    print(f"{len(drawn)} of {len(possible)} possible changes, seed {chosen.seed}", flush=True)
+    among = sum(map(len, possible.values()))
+    print(f"{len(drawn)} of {among} possible changes, seed {chosen.seed}", flush=True)
     known, survivors = explained(), []
+    os.nice(10)
     with tempfile.TemporaryDirectory() as folder:
         course = Copy(Path(folder))
         for mutant in drawn:
