@@ -513,8 +513,8 @@ def _check_alike(left: nn.Module, right: nn.Module) -> None:
                     zh=f"两边不是同一个模型：{name} 在普通的一边是{_described(mine, '没有的')}，"
                     f"在有检查点的一边是{_described(other, '没有的')}。",
                     en=f"The two sides are not the same model: {name} is "
-                    f"{_described(mine, 'missing')} on the plain side and "
-                    f"{_described(other, 'missing')} on the checkpointed one.",
+                    f"{_described(mine, 'missing').strip()} on the plain side and "
+                    f"{_described(other, 'missing').strip()} on the checkpointed one.",
                 )
             )
     raise UnequalWork(

@@ -58,7 +58,7 @@ SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """``new`` in place of the characters ``begin`` to ``end`` of a module."""
+    """``new`` in place of the bytes ``begin`` to ``end`` of a module, on the line ``text``."""
 
     module: str
     line: int
@@ -66,9 +66,11 @@ class Mutant:
     end: int
     old: str
     new: str
+    text: str
 
     def __str__(self) -> str:
-        return " | ".join([self.module, *(" ".join(s.split()) for s in (self.old, self.new))])
+        parts = (self.module, self.old, self.new, self.text)
+        return " | ".join(" ".join(part.split()) for part in parts)
 
 
 def changed(node: ast.AST) -> Iterator[ast.AST]:
@@ -98,8 +100,8 @@ def changed(node: ast.AST) -> Iterator[ast.AST]:
 
 def mutants_of(module: str, source: str) -> list[Mutant]:
     """Every change that can be made to a module, in the order of its lines."""
-    lines = [0]
-    for line in source.splitlines(keepends=True):
+    lines, texts = [0], source.splitlines(keepends=True)
+    for line in texts:
         lines.append(lines[-1] + len(line.encode()))
     raw, found = source.encode(), []
 
@@ -116,7 +118,8 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
             old, new = raw[begin:end].decode(), ast.unparse(made)
             if isinstance(made, ast.BinOp | ast.BoolOp | ast.UnaryOp | ast.Compare):
                 new = f"({new})"
-            found.append(Mutant(module, place.lineno, begin, end, old, new))
+            text = texts[place.lineno - 1]
+            found.append(Mutant(module, place.lineno, begin, end, old, new, text))
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns"):
                 continue
