@@ -355,6 +355,10 @@ def test_jupyterlab_listens_on_this_machine_only_with_a_token(three_lessons):
             except urllib.error.URLError:
                 time.sleep(0.1)
         assert refusal == 403
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{address}/api/contents?token={'0' * 48}", timeout=10)
+        page = urllib.request.urlopen(f"{address}{path}", timeout=10)
+        assert page.url.startswith(f"{address}/login?"), "the page itself asks for the token"
         there = urllib.request.urlopen(
             f"{address}/api/contents/notebooks?token={token}", timeout=10
         )
