@@ -234,7 +234,7 @@ def _asked(answer: Callable[..., Any], cases: Iterable[tuple]) -> list[Any] | Ve
     return unfinished() if all(value is None for value in said) else said
 
 
-def _number(said: Any) -> float | None:
+def _number(said: Any) -> Any | None:
     """``said`` as a number, None if it is none; a tensor may hold it."""
     if isinstance(said, Tensor) and said.numel() == 1:
         said = said.item()
@@ -255,7 +255,7 @@ def check_segments(answer: Callable[[int, int], Any]) -> Verdict:
         try:
             parts = [[operator.index(layer) for layer in part] for part in found]
         except TypeError:
-            fault = (f"应返回由 {k} 个 range 组成的列表，得到的是 {_briefly(found)}。",
+            fault: tuple[str, str] | None = (f"应返回由 {k} 个 range 组成的列表，得到的是 {_briefly(found)}。",
                      f"a list of {k} ranges is wanted, not {_briefly(found)}.")  # fmt: skip
         except Exception as error:  # of a generator
             return raised(error)

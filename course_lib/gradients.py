@@ -575,7 +575,7 @@ def _check_all_compared(run: _Run, model: nn.Module, only_parameters: bool) -> N
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
+        leaf: Any = getattr(node, "variable", None)
         missed = leaf is not None and id(leaf) not in compared
         if missed and not any(True for _ in model.parameters()) and isinstance(leaf, nn.Parameter):
             raise TypeError(

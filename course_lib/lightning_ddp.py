@@ -210,4 +210,4 @@ def _worker(output: str, tasks: str) -> None:
 
 
 if __name__ == "__main__":
-    _worker(*sys.argv[1:])  # type: ignore[arg-type]
+    _worker(*sys.argv[1:])
