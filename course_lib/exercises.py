@@ -251,11 +251,12 @@ def check_segments(answer: Callable[[int, int], Any]) -> Verdict:
     said = _asked(answer, cases)
     if isinstance(said, Verdict):
         return said
+    fault: tuple[str, str] | None
     for (n, k), found in zip(cases, said, strict=True):
         try:
             parts = [[operator.index(layer) for layer in part] for part in found]
         except TypeError:
-            fault: tuple[str, str] | None = (f"应返回由 {k} 个 range 组成的列表，得到的是 {_briefly(found)}。",
+            fault = (f"应返回由 {k} 个 range 组成的列表，得到的是 {_briefly(found)}。",
                      f"a list of {k} ranges is wanted, not {_briefly(found)}.")  # fmt: skip
         except Exception as error:  # of a generator
             return raised(error)
