@@ -110,7 +110,8 @@ def test_what_contributing_names_is_there():
     for words in (ZH, EN):
         tools = re.findall(r"^\| `python course\.py dev (\w+)`", words, re.M)
         assert sorted(tools) == sorted(path.stem for path in (ROOT / "tests" / "dev").glob("*.py"))
-    assert set(re.findall(r"course\.py (\w+)", CONTRIBUTING)) <= {"test", "refresh", "dev"}
+    commands = set(re.findall(r"course\.py (\w+)", CONTRIBUTING))
+    assert commands == {"test", "refresh", "export", "dev"}
     paths = r"`((?:tests|course_lib|notebooks|\.github)/[\w./]*|\w+\.(?:py|toml))`"
     named = {name for name in re.findall(paths, CONTRIBUTING) if "NN_name" not in name}
     assert len(named) > 8
