@@ -40,7 +40,7 @@ class Cell:
         except SyntaxError:  # half edited, or not Python alone
             return None
         line = next((line for made, line in names_made(tree) if made == name), None)
-        return None if line is None else self.source.splitlines()[line - 1].strip()
+        return self.source.splitlines()[line - 1].strip() if line else None
 
 
 def names_made(tree: ast.AST) -> Iterator[tuple[str, int]]:
