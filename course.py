@@ -539,9 +539,8 @@ def main(arguments):
             "refresh": refresh,
             "export": export,
             "benchmark": benchmark,
+            "dev": dev,
         }
-            "lab": lab, "test": test, "refresh": refresh, "export": export, "dev": dev,
-        }  # fmt: skip
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
         return lab(arguments)

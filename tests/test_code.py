@@ -111,7 +111,7 @@ def test_what_contributing_names_is_there():
         tools = re.findall(r"^\| `python course\.py dev (\w+)`", words, re.M)
         assert sorted(tools) == sorted(path.stem for path in (ROOT / "tests" / "dev").glob("*.py"))
     commands = set(re.findall(r"course\.py (\w+)", CONTRIBUTING))
-    assert commands == {"test", "refresh", "export", "dev"}
+    assert commands == {"test", "refresh", "export", "benchmark", "dev"}
     paths = r"`((?:tests|course_lib|notebooks|\.github)/[\w./]*|\w+\.(?:py|toml))`"
     named = {name for name in re.findall(paths, CONTRIBUTING) if "NN_name" not in name}
     assert len(named) > 8

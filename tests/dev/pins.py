@@ -14,7 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = ("requirements.txt", "requirements-test.txt", "requirements-dev.txt", "pyproject.toml")
-PIN = re.compile(r"(?P<name>[A-Za-z][\w-]*)(?P<extras>\[[\w,-]+\])?==(?P<version>[\d.]+)")
+PIN = re.compile(
+    r"(?P<name>[A-Za-z][\w-]*)(?P<extras>\[[\w,-]+\])?==(?P<version>[\d.]+\d(?:\.?post\d+)?)"
+)
 
 
 def pins(text: str) -> dict[str, str]:
