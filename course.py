@@ -6,6 +6,7 @@
     python course.py refresh [LESSON ...]
     python course.py export --lang zh|en|both [--to FOLDER]
     python course.py benchmark [PART ...]
+    python course.py dev TOOL [ARGUMENTS]
 
 The first run makes `.venv` and installs `requirements.txt` into it; later runs start at once.
 This file keeps to the syntax of Python 3.6, so that an old Python can still read the sentence
@@ -26,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_PYTHON = (3, 11)
-LEARNER, TESTS = "requirements.txt", "requirements-test.txt"
+LEARNER, TESTS, TOOLS = "requirements.txt", "requirements-test.txt", "requirements-dev.txt"
 WINDOWS = os.name == "nt"
 # Files in .venv that set its programs up.
 SETTINGS = {
@@ -47,6 +48,8 @@ python course.py export --lang zh|en|both [--to FOLDER]
     把课程写成网页，只用一种语言或两种都用；默认放在 edition/
 python course.py benchmark [PART …]
     重新测量 assets/benchmarks.md 里的基准；给出名字，就只测那几部分
+python course.py dev TOOL […]
+    维护课程的工具，见 CONTRIBUTING.md
 """
 USAGE_EN = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
@@ -59,7 +62,9 @@ python course.py refresh [LESSON …]
 python course.py export --lang zh|en|both [--to FOLDER]
     write the course as web pages in one language or in both; to edition/ by default
 python course.py benchmark [PART …]
-    measure the benchmarks in assets/benchmarks.md again, all or the parts named"""
+    measure the benchmarks in assets/benchmarks.md again, all or the parts named
+python course.py dev TOOL […]
+    tools for whoever works on the course, see CONTRIBUTING.md"""
 
 
 class Stop(Exception):
@@ -507,6 +512,20 @@ def benchmark(arguments, root=ROOT):
     return run(script + arguments, strict_environment(root), root)
 
 
+def dev(arguments, root=ROOT):
+    """Run one of the tools in tests/dev."""
+    tools = {path.stem: path for path in sorted((root / "tests" / "dev").glob("*.py"))}
+    if not arguments or arguments[0] not in tools:
+        name, names = " ".join(arguments[:1]), ", ".join(tools)
+        raise Stop(
+            "没有“{}”这个工具；现有：{}。".format(name, names),
+            "There is no tool “{}”; there are: {}.".format(name, names),
+        )
+    prepare(root, (LEARNER, TESTS, TOOLS))
+    command = [str(python_of(root)), str(tools[arguments[0]]), *arguments[1:]]
+    return become(command, strict_environment(root), root)
+
+
 def main(arguments):
     """Do what the command line says and return the exit code."""
     try:
@@ -520,6 +539,7 @@ def main(arguments):
             "refresh": refresh,
             "export": export,
             "benchmark": benchmark,
+            "dev": dev,
         }
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])

@@ -12,7 +12,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch._C._autograd import _disable_profiler, _enable_profiler, _prepare_profiler
@@ -89,7 +89,8 @@ class CPUAllocator:
         activities = {ProfilerActivity.CPU}
         _prepare_profiler(config, activities)
         # Operators are recorded elsewhere and far more cheaply: ask for a scope that nothing uses.
-        _enable_profiler(config, activities, {RecordScope.STATIC_RUNTIME_OP})
+        scopes = {RecordScope.STATIC_RUNTIME_OP}
+        _enable_profiler(config, activities, scopes)  # type: ignore[call-arg]
 
     def mark(self) -> None:
         """Put the next mark into the stream; marks are numbered from 0."""
@@ -100,7 +101,7 @@ class CPUAllocator:
         """Where the tensor's storage begins; 0 if it has no bytes."""
         begin = tensor.data_ptr()
         if begin:
-            return begin - tensor.storage_offset() * tensor.itemsize
+            return begin - int(tensor.storage_offset()) * tensor.itemsize
         return tensor.untyped_storage().data_ptr()  # no elements, of a storage that may have some
 
     made = address
@@ -125,7 +126,7 @@ class CPUAllocator:
                 )
             )
         reported = _disable_profiler().experimental_event_tree()
-        allocations = [event for event in reported if event.tag == _EventType.Allocation]
+        allocations: list[Any] = [event for event in reported if event.tag == _EventType.Allocation]
         allocations.sort(key=lambda event: event.start_time_ns)
         marks = self._mark_addresses
         stream: list[Happening] = []

@@ -76,7 +76,7 @@ class CUDAAllocator:
             return 0
         begin = tensor.data_ptr()
         if begin:
-            return begin - tensor.storage_offset() * tensor.itemsize
+            return begin - int(tensor.storage_offset()) * tensor.itemsize
         return tensor.untyped_storage().data_ptr()  # no elements, of a storage that may have some
 
     made = address

@@ -168,7 +168,7 @@ class _Mark:
     watching itself allocates), or a kind of :class:`Note` about slot ``what``.
     """
 
-    kind: str
+    kind: Kind | Literal["layer", "node", "private", "public"]
     what: int = 0
     address: int = 0
     flops: int = 0
@@ -195,7 +195,7 @@ class _NodeNumbers(TorchDispatchMode):
         super().__init__()
         self.watch = watch
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch._C._current_graph_task_id() != -1:
             self.watch.mark_node()
         return func(*args, **(kwargs or {}))
@@ -213,8 +213,9 @@ class _Watch:
         self.had_gradient = {id(p) for p in self.model.parameters() if p.grad is not None}
         self.first_node: list[int] = []  # number that each layer's first autograd node got
 
-    def mark(self, kind: str, what: int = 0, address: int = 0) -> None:
-        self.recorder.log.append(_Mark(kind, what, address, self.recorder.flops))
+    def mark(self, kind: Any, what: int = 0, address: int = 0) -> None:
+        log: list[Any] = self.recorder.log
+        log.append(_Mark(kind, what, address, self.recorder.flops))
         self.recorder.source.mark()
 
     def mark_node(self) -> None:

@@ -112,6 +112,8 @@ def lessons() -> Table:
 class Link(tuple):
     """A lesson's name in both languages, which a table shows as a link to its notebook."""
 
+    target: str
+
     def __new__(cls, lesson: Lesson) -> Link:
         link = super().__new__(cls, (lesson.zh, lesson.en))
         link.target = f"{lesson.name}.ipynb"

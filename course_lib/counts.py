@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ def measure_counts(
         work, zh="逐个测量检查点数量", en="Measuring each number of checkpoints"
     ):
         if kind == "measure":
-            traces[count] = measure(lambda count=count: step(count), model, optimizer, inputs)
+            traces[count] = measure(functools.partial(step, count), model, optimizer, inputs)
         else:
             begin = time.perf_counter()
             step(count)

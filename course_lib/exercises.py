@@ -39,7 +39,7 @@ class Prediction(ipywidgets.HBox):
         self.measured: float | None = None
         self._listeners: list[Callable[[], None]] = []
         before = _predictions.get(key)
-        self.field = ipywidgets.Text(
+        self.field: ipywidgets.Text = ipywidgets.Text(
             value=before.field.value if before else "",
             placeholder="?",
             continuous_update=False,
@@ -157,14 +157,13 @@ def scoreboard() -> Table:
     rows = []
     for prediction in _predictions.values():
         value, measured = prediction.value, prediction.measured
-        known = value is not None and measured is not None
         rows.append(
             [
                 (prediction.zh, prediction.en),
                 "?" if value is None else _shown(value),
                 "?" if measured is None else _shown(measured),
                 prediction.unit,
-                _off(value, measured) if known else "",
+                "" if value is None or measured is None else _off(value, measured),
             ]
         )
     return Table(
@@ -235,7 +234,7 @@ def _asked(answer: Callable[..., Any], cases: Iterable[tuple]) -> list[Any] | Ve
     return unfinished() if all(value is None for value in said) else said
 
 
-def _number(said: Any) -> float | None:
+def _number(said: Any) -> Any | None:
     """``said`` as a number, None if it is none; a tensor may hold it."""
     if isinstance(said, Tensor) and said.numel() == 1:
         said = said.item()
@@ -252,6 +251,7 @@ def check_segments(answer: Callable[[int, int], Any]) -> Verdict:
     said = _asked(answer, cases)
     if isinstance(said, Verdict):
         return said
+    fault: tuple[str, str] | None
     for (n, k), found in zip(cases, said, strict=True):
         try:
             parts = [[operator.index(layer) for layer in part] for part in found]
@@ -469,6 +469,7 @@ def check_thrifty(answer: Callable[[Wasteful, Tensor], Any]) -> Verdict:
         return raised(error)
     for name, gradient in expected_gradients.items():
         other = gradients[name]
+        assert gradient is not None  # the block as it is uses them all
         if other is None or not torch.allclose(other, gradient, rtol=1e-4, atol=1e-5):
             return Verdict(
                 "wrong",

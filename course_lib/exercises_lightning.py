@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -19,6 +19,8 @@ from .exercises import Verdict, raised, unfinished
 from .lightning import quiet
 from .lightning_ddp import digest
 from .memory import measure
+
+Module = TypeVar("Module", bound=L.LightningModule)
 
 STEPS = 3
 
@@ -63,7 +65,7 @@ class Mute(Regressor):
         super().__init__(depth, width)
         self.save_hyperparameters()
         for layer in self.layers:
-            layer.gradient_checkpointing = gradient_checkpointing
+            layer.gradient_checkpointing = gradient_checkpointing  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -94,11 +96,15 @@ def _counting_calls() -> Iterator[Counter[int]]:
         calls[id(self)] += 1
         return original(self, x)
 
-    Layer.forward = counted
+    Layer.forward = counted  # type: ignore[method-assign]
     try:
         yield calls
     finally:
-        Layer.forward = original
+        Layer.forward = original  # type: ignore[method-assign]
+
+
+def _step(model: Any, batch: list[Tensor]) -> None:
+    model.training_step(batch, 0).backward()
 
 
 def forward_calls(model: nn.Module) -> list[int]:
@@ -107,13 +113,13 @@ def forward_calls(model: nn.Module) -> list[int]:
     if isinstance(model, L.LightningModule):
         model.configure_model()
     with _counting_calls() as calls:
-        model.training_step(_batch(), 0).backward()
+        _step(model, _batch())
     model.zero_grad()
     return [calls[id(layer)] for layer in layers]
 
 
-def _fit(model: L.LightningModule, folder: str | None = None) -> tuple[list[float], str | None]:
-    """Losses of a few steps with the real Trainer, and the file it saved if ``folder`` is given."""
+def _fit(model: L.LightningModule, file: Path | None = None) -> list[float]:
+    """Losses of a few steps with the real Trainer, which then saves to ``file`` if it is given."""
     losses: list[float] = []
 
     class Record(L.Callback):
@@ -126,20 +132,18 @@ def _fit(model: L.LightningModule, folder: str | None = None) -> tuple[list[floa
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(model, _data())
-    if folder is None:
-        return losses, None
-    file = str(Path(folder) / f"{id(model)}.ckpt")
-    trainer.save_checkpoint(file)
-    return losses, file
+    if file is not None:
+        trainer.save_checkpoint(file)
+    return losses
 
 
 def _peak(model: L.LightningModule) -> int:
     batch = _batch()
-    model.training_step(batch, 0).backward()  # gradients come into being
-    return measure(lambda: model.training_step(batch, 0).backward(), model, inputs=batch).peak
+    _step(model, batch)  # gradients come into being
+    return measure(lambda: _step(model, batch), model, inputs=batch).peak
 
 
-def _built(make: Callable[..., L.LightningModule], **options: Any) -> L.LightningModule:
+def _built(make: Callable[..., Module], **options: Any) -> Module:
     torch.manual_seed(0)
     return make(**options)
 
@@ -185,8 +189,7 @@ def check_flag(answer: type[Regressor]) -> Verdict:
 def _check_training(answer: type[Regressor]) -> tuple[int, int]:
     """Raises ``_Fault``; the peaks without and with the flag."""
     reference = _built(Regressor)
-    expected, _ = _fit(reference)
-    again, _ = _fit(reference)
+    expected, again = _fit(reference), _fit(reference)
     try:
         off, on = _built(answer), _built(answer, gradient_checkpointing=True)
     except TypeError as error:
@@ -231,7 +234,7 @@ def _check_training(answer: type[Regressor]) -> tuple[int, int]:
 def _check_fit(flag: bool, model: Regressor, fit: int, wanted: int, losses: list[float]) -> None:
     layers = [module for module in model.modules() if isinstance(module, Layer)]
     with _counting_calls() as calls:
-        found, _ = _fit(model)
+        found = _fit(model)
     counts = {calls[id(layer)] / STEPS for layer in layers}
     if counts != {wanted}:
         shown = ", ".join(f"{count:g}" for count in sorted(counts))
@@ -265,7 +268,8 @@ def _check_files(answer: type[Regressor], folder: str) -> None:
     plain_keys = list(_built(Regressor).state_dict())
     for flag in (False, True):
         model = _built(answer, gradient_checkpointing=flag)
-        _, file = _fit(model, folder)
+        file = Path(folder) / f"{flag}.ckpt"
+        _fit(model, file)
         if list(model.state_dict()) != plain_keys:
             wrong = next(key for key in model.state_dict() if key not in plain_keys)
             raise _Fault(
@@ -297,7 +301,7 @@ def check_repaired(answer: Callable[[Mute], Any]) -> Verdict:
     built with the flag off must stay as it is.
     """
     reference = _built(Regressor)
-    expected, _ = _fit(reference)
+    expected = _fit(reference)
     try:
         for flag, wanted in ((True, 2), (False, 1)):
             model = answer(_built(Mute, gradient_checkpointing=flag))
@@ -312,7 +316,7 @@ def check_repaired(answer: Callable[[Mute], Any]) -> Verdict:
             counts = forward_calls(model)
             if set(counts) != {wanted}:
                 return _not_repaired(flag, counts, wanted)
-            found, _ = _fit(model)
+            found = _fit(model)
             if found != expected or digest(model) != digest(reference):
                 return Verdict(
                     "wrong",

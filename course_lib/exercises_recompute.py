@@ -164,7 +164,8 @@ class _Setting:
     def run(self, call: Callable[..., Any]) -> _Run:
         """One step in which ``call(module, *inputs)`` does the forward pass."""
         self.reset()
-        run, calls = _Run(), []
+        run = _Run()
+        calls: list[nn.Module] = []
         with _counting(self.module, calls):
             loss = self.loss(call, run, calls)
             forward_calls = len(calls)
@@ -482,21 +483,21 @@ def _check_by_hand(answer: Callable[[nn.Module, nn.Module, Tensor], Any]) -> Wor
                                      f"head ran {head_calls} times, expected 1."))  # fmt: skip
             _check_calls(where, (1, theirs.calls[1]))
     steps = (answer, recompute.step_by_hand, _backward_at_once)
-    theirs, right, plain = (_ByHand(LEAF, 0).measured(step).peak for step in steps)
+    peak, right, usual = (_ByHand(LEAF, 0).measured(step).peak for step in steps)
     allowed = right + BOUNDARY + SLACK
-    if theirs > allowed:
+    if peak > allowed:
         raise _Wrong(
-            f"梯度都对，但峰值是 {theirs:,} 字节，应不超过 {allowed:,}（普通做法 {plain:,}）："
+            f"梯度都对，但峰值是 {peak:,} 字节，应不超过 {allowed:,}（普通做法 {usual:,}）："
             "body 里面的值和 head 里面的值不该同时在场。",
-            f"The gradients are right, but the peak is {theirs:,} bytes, expected at most "
-            f"{allowed:,} (plain backward: {plain:,}): what is inside body and what is inside "
+            f"The gradients are right, but the peak is {peak:,} bytes, expected at most "
+            f"{allowed:,} (plain backward: {usual:,}): what is inside body and what is inside "
             "head should never be in memory together.",
         )
     return (
         f"{len(cases)} 种情形、各 {len(SEEDS)} 个随机种子，梯度全部逐位相同；body 运行两次，"
-        f"head 一次。峰值从 {plain:,} 降到 {theirs:,} 字节。",
+        f"head 一次。峰值从 {usual:,} 降到 {peak:,} 字节。",
         f"In {len(cases)} cases with {len(SEEDS)} seeds each, all gradients are equal bit for "
-        f"bit; body ran twice, head once. The peak fell from {plain:,} to {theirs:,} bytes.",
+        f"bit; body ran twice, head once. The peak fell from {usual:,} to {peak:,} bytes.",
     )
 
 
@@ -611,7 +612,7 @@ def _check_chain_gradients(answer: Callable[..., Any], count: int, segments: int
                                      f"the output should be a tensor, not {type(output).__name__}."
                                      ))  # fmt: skip
             (output * weight).sum().backward()
-        gradients = {"x": leaf.grad}
+        gradients: dict[str, Tensor | None] = {"x": leaf.grad}
         gradients |= {f"layers.{name}": p.grad for name, p in layers.named_parameters()}
         run = _Run((output.detach(),), (output.requires_grad,), gradients,
                    random_states=[torch.get_rng_state()])  # fmt: skip

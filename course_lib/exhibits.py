@@ -98,7 +98,7 @@ class Inspection:
     def seen(self) -> str | None:
         """The first difference that ``same_gradients`` found, such as ``gradient 0.weight``."""
         first = self.agreement.first
-        return first and f"{first.kind} {first.name}".strip()
+        return f"{first.kind} {first.name}".strip() if first else None
 
     @property
     def healthy(self) -> bool:
@@ -185,7 +185,7 @@ def _inspect_memory(exhibit: Exhibit, source: str) -> Inspection:
 
 
 def _described(error: Exception | None) -> str | None:
-    return error and f"{type(error).__name__}: {str(error).strip()}"
+    return f"{type(error).__name__}: {str(error).strip()}" if error else None
 
 
 @contextlib.contextmanager

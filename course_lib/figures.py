@@ -148,7 +148,7 @@ def _in_font() -> frozenset[str]:
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Matplotlib's settings for the course, for as long as the ``with`` lasts."""
-    settings: dict[str, Any] = {
+    settings: Any = {
         "font.family": _families(),
         "font.size": 9.5,
         "text.color": INK,
@@ -204,7 +204,9 @@ class Picture(Figure):
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         # 256 colours take a third of the bytes and half of the time.
         few = picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        few.putpalette(_with_our_colours(few.getpalette()))
+        palette = few.getpalette()
+        assert palette is not None
+        few.putpalette(_with_our_colours(palette))
         file = io.BytesIO()
         few.save(file, "png", compress_level=1)
         return file.getvalue()
@@ -272,14 +274,14 @@ class Panel:
             self.box[1] + (y - self.y[0]) * self._scale[1],
         )
 
-    def areas(self, shapes: Sequence[Any], colours: Sequence[str], layer: float = 2) -> None:
+    def areas(self, shapes: Sequence[Any], colours: Sequence[Any], layer: float = 2) -> None:
         """Filled polygons, given by their corners; a later one covers an earlier."""
         self.figure.add_artist(
             PolyCollection(shapes, facecolors=colours, edgecolors="none", linewidths=0,
                            transform=self.transform, zorder=layer)
         )  # fmt: skip
 
-    def line(self, x: Sequence[float], y: Any, colour: str, layer: float = 3, **look: Any) -> None:
+    def line(self, x: Any, y: Any, colour: str, layer: float = 3, **look: Any) -> None:
         """A line through the points; ``look``: what ``Line2D`` takes."""
         self.figure.add_artist(
             Line2D(x, y, color=colour, transform=self.transform, zorder=layer, **look)
@@ -570,7 +572,7 @@ def _shade_phases(panel: Panel, trace: MemoryTrace, moments: np.ndarray) -> None
 
 def _name_phases(panel: Panel, spans: Sequence[tuple[Phase, float, float]]) -> None:
     """Names above their spans. A few narrow ones are moved aside; of many, the wide are named."""
-    places = []
+    places: list[list[Any]] = []
     for phase, begin, end in spans:
         words = said(PHASE_NAMES[phase], between=" ")
         need = _width(words, 9.5) + 0.16
@@ -696,7 +698,7 @@ def draw_curves(
         numbers = _round_numbers(0, most * 1.12, 5)
         panel.y_ruler(numbers, [f"{number:,g}" for number in numbers], said(y_name))
     _control_ruler(panel, said(x_name), log_x)
-    dots = {"marker": "o", "markersize": 3.5} if len(x) <= 40 else {}
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(x) <= 40 else {}
     for level, colour in zip(levels, colours, strict=True):
         panel.line(along, level, colour, linewidth=2, **dots)
     if mark is not None:

@@ -284,7 +284,7 @@ def _random_states() -> list[tuple[str, Any]]:
     states: list[tuple[str, Any]] = [("torch", torch.get_rng_state())]
     if torch.cuda.is_available():
         states += [(f"cuda:{i}", state) for i, state in enumerate(torch.cuda.get_rng_state_all())]
-    numbers = numpy.random.get_state()
+    numbers: Any = numpy.random.get_state()
     return [*states, ("random", random.getstate()), ("numpy", (*numbers[1], *numbers[2:]))]
 
 
@@ -513,8 +513,8 @@ def _check_alike(left: nn.Module, right: nn.Module) -> None:
                     zh=f"两边不是同一个模型：{name} 在普通的一边是{_described(mine, '没有的')}，"
                     f"在有检查点的一边是{_described(other, '没有的')}。",
                     en=f"The two sides are not the same model: {name} is "
-                    f"{_described(mine, 'missing')} on the plain side and "
-                    f"{_described(other, 'missing')} on the checkpointed one.",
+                    f"{_described(mine, 'missing').strip()} on the plain side and "
+                    f"{_described(other, 'missing').strip()} on the checkpointed one.",
                 )
             )
     raise UnequalWork(
@@ -575,7 +575,7 @@ def _check_all_compared(run: _Run, model: nn.Module, only_parameters: bool) -> N
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
+        leaf: Any = getattr(node, "variable", None)
         missed = leaf is not None and id(leaf) not in compared
         if missed and not any(True for _ in model.parameters()) and isinstance(leaf, nn.Parameter):
             raise TypeError(

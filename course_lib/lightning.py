@@ -78,8 +78,8 @@ class LanguageModel(L.LightningModule):
 
     def configure_model(self) -> None:
         """Lightning calls this before each fit: a second call must not wrap a second time."""
-        if self.hparams.gradient_checkpointing:
-            checkpoint_blocks(self, Block, self.hparams.checkpoint_every)
+        if self.hparams["gradient_checkpointing"]:
+            checkpoint_blocks(self, Block, self.hparams["checkpoint_every"])
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch that holds tokens, (batch, sequence + 1)."""
@@ -100,7 +100,8 @@ class LanguageModel(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # In one operator for all parameters: a step of so small a model is mostly operator calls.
-        return torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, fused=True)
+        rate = self.hparams["learning_rate"]
+        return torch.optim.AdamW(self.parameters(), lr=rate, fused=True)
 
 
 class Counting(L.LightningDataModule):
@@ -138,7 +139,7 @@ class Counting(L.LightningDataModule):
         if self.trainer is not None:
             processes, rank = self.trainer.world_size, self.trainer.global_rank
         # In distributed training Lightning would put in a sampler that shuffles.
-        sampler = DistributedSampler(data, processes, rank, shuffle=False)
+        sampler: DistributedSampler[Any] = DistributedSampler(data, processes, rank, shuffle=False)
         return DataLoader(data, batch_size=self.batch, sampler=sampler)
 
     test_dataloader = predict_dataloader = train_dataloader
@@ -221,7 +222,8 @@ class MemoryMonitor(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            for logger in trainer.loggers:  # some start a thread when first used
+            loggers: list[Any] = trainer.loggers
+            for logger in loggers:  # some start a thread when first used
                 _ = logger.experiment
 
     def on_train_batch_start(
@@ -270,7 +272,8 @@ class MemoryMonitor(Callback):
     def _log(self, trainer: L.Trainer, trace: MemoryTrace) -> None:
         sizes = {Role(role).value.replace(" ", "_"): size for role, size in trace.at_peak.items()}
         metrics = {f"memory/{name}": float(size) for name, size in sizes.items()}
-        for logger in trainer.loggers:
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
             logger.log_metrics({"memory/peak": float(trace.peak), **metrics}, step=self._step)
             if hasattr(logger.experiment, "add_image"):
                 image = _pixels(trace.plot())
@@ -353,9 +356,12 @@ def _as_a_warning() -> Any:
 def _pixels(figure: Figure) -> Any:
     """The picture as (height, width, 3) bytes."""
     import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .language import text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Strategy = Literal["ddp", "model parallel"]
 
@@ -179,7 +182,7 @@ def _fit(flag: bool, count: int, strategy: Strategy, steps: int, batch: int) -> 
     return {"losses": record.losses, "weights": digest(model), "wrapped": wrapped}
 
 
-def digest(model: object) -> str:
+def digest(model: nn.Module) -> str:
     """A fingerprint of all weights, equal only if every bit is."""
     import hashlib
 
@@ -207,4 +210,4 @@ def _worker(output: str, tasks: str) -> None:
 
 
 if __name__ == "__main__":
-    _worker(*sys.argv[1:])  # type: ignore[arg-type]
+    _worker(*sys.argv[1:])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -133,8 +133,9 @@ def _draw_runs(figure: Figure, runs: tuple[Run, Run]) -> None:
 
 
 def _pair(
-    figure: Figure, place: tuple, values: Sequence[float], names: Sequence[str], show, title: str
-) -> None:
+    figure: Figure, place: tuple, values: Sequence[float], names: Sequence[str],
+    show: Callable[[float], str], title: str,
+) -> None:  # fmt: skip
     axes = figure.add_axes(place)
     axes.bar([0, 1], values, width=0.6, color=[_OFF, _ON])
     for x, value in enumerate(values):

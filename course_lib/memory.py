@@ -461,9 +461,7 @@ class _Simulation(FakeTensorMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # FakeTensorMode has that wrapper already; another would only cost time
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs and "device" in kwargs:
             _check_device(kwargs["device"])
         return super().__torch_dispatch__(func, types, args, kwargs)

@@ -40,7 +40,7 @@ class Cell:
         except SyntaxError:  # half edited, or not Python alone
             return None
         line = next((line for made, line in names_made(tree) if made == name), None)
-        return line and self.source.splitlines()[line - 1].strip()
+        return self.source.splitlines()[line - 1].strip() if line else None
 
 
 def names_made(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -132,7 +132,7 @@ def heading_of(tag: str, words: str) -> tuple[str, str] | None:
 
 
 def _explain(
-    shell: Any, kind: type, error: NameError, trace: TracebackType, tb_offset: int | None = None
+    shell: Any, kind: type, error: Any, trace: TracebackType, tb_offset: int | None = None
 ) -> None:
     """What IPython calls on a NameError: show it, in our words where it is a matter of order."""
     last = trace

@@ -187,8 +187,7 @@ def _draw_budget(figure: Figure, data: tuple[Budgets, int]) -> None:
         )
     top = _title(figure, title)
     _draw_frontier(figure, budgets, budget, top, bottom=2.65)
-    strips = [(("最优", "best"), best.plan)]
-    strips.append((("均匀", "even"), even[0] if even else None))
+    strips = [(("最优", "best"), best.plan), (("均匀", "even"), even[0] if even else None)]
     for i, (name, plan) in enumerate(strips):
         low = 1.35 - 0.78 * i
         panel = Panel(figure, (0.85, low, width - 0.25, low + 0.6), (0, len(budgets.chain)), (0, 1))
@@ -240,13 +239,13 @@ def _draw_frontier(
     panel.line([budget, budget], panel.y, FAINT, 2.5, linewidth=1, linestyle=(0, (3, 3)))
     chosen = budgets.share(budgets.best[budget].prediction)
     panel.line([budget], [chosen], CHECKPOINT, 5, marker="o", markersize=8, markeredgecolor="white")
-    for i, (name, colour) in enumerate([(("最优", "best"), CHECKPOINT), (("均匀", "even"), KEPT)]):
+    for i, (key, colour) in enumerate([(("最优", "best"), CHECKPOINT), (("均匀", "even"), KEPT)]):
         y = top - 0.12 - 0.24 * i
         figure_panel = Panel(
             figure, (width - 1.3, y - 0.05, width - 1.12, y + 0.05), (0, 1), (0, 1)
         )
         figure_panel.line([0, 1], [0.5, 0.5], colour, linewidth=2.4)
-        write(figure, width - 1.05, y, said(name, between=" "), va="center_baseline")
+        write(figure, width - 1.05, y, said(key, between=" "), va="center_baseline")
 
 
 def _stairs(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -17,6 +17,7 @@ import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -589,9 +590,9 @@ def _follow_labels(needs: _Needs, room: int, limits: np.ndarray, limit: int) -> 
                         needs.source[s], flops[i], segment=True)  # fmt: skip
     best, at = NEVER, None
     for held in range(2):
-        found = labels.get((n, held))
-        if found is not None:
-            for row in found[found[:, 0] + needs.plain[held, n] <= room]:
+        last = labels.get((n, held))
+        if last is not None:
+            for row in last[last[:, 0] + needs.plain[held, n] <= room]:
                 if row[1] < best:
                     best, at = row[1], row
     assert at is not None, "a plan that fits was found before"
@@ -672,7 +673,8 @@ def _count_slots(
                 cost[to] = offered[rows, columns]
                 if relaxed:
                     rows, columns = np.nonzero(fits)
-                    np.minimum.at(kept, (ends[rows], state, slot[columns]), after[columns])
+                    some: Any = ends[rows], state, slot[columns]
+                    np.minimum.at(kept, some, after[columns])
                 else:
                     kept[to] = after[columns]
                     mark = labels[columns]
@@ -684,13 +686,13 @@ def _count_slots(
     best = float(final.min())
     if relaxed:
         return [], best
-    held, slot = (int(x) for x in np.unravel_index(final.argmin(), final.shape))
+    held, at = (int(x) for x in np.unravel_index(final.argmin(), final.shape))
     steps: list[Step] = []
     end = n
     while end:
-        begin, before, mark = (int(x) for x in came[end, held, slot])
-        steps.append((begin, end, mark >= 0))
-        end, held, slot = begin, before, max(mark, ~mark)
+        begin, before, chosen = (int(x) for x in came[end, held, at])
+        steps.append((begin, end, chosen >= 0))
+        end, held, at = begin, before, max(chosen, ~chosen)
     return steps[::-1], best
 
 

@@ -255,7 +255,7 @@ def _draw_squares(
 def _draw_arrow(panel: Panel, still: Still) -> None:
     """Where a layer is at work: what it reads and what it makes."""
     moment = still.moment
-    row = {"forward": 2, "recompute": 1, "backward": 0}.get(moment.doing)
+    row = {"forward": 2.0, "recompute": 1.0, "backward": 0.0}.get(moment.doing)
     if row is None:
         return
     left, right = (moment.layer - 0.72, row), (moment.layer - 0.28, row)
@@ -374,7 +374,7 @@ class Player(Explorer):
         self._stop_naming = on_change(self._name_buttons)
         bar = ipywidgets.HBox([self._play, *self._buttons])
         counts_slider, *others = self.children
-        self.children = (counts_slider, bar, *others)
+        self.children: tuple[Any, ...] = (counts_slider, bar, *others)
 
     def _step(self, by: int, _: Any = None) -> None:
         self._play.playing = False

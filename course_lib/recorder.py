@@ -349,10 +349,10 @@ def what_exists(
     model: nn.Module | None, optimizer: Optimizer | None, inputs: Any = ()
 ) -> list[tuple[Tensor, Role]]:
     """Every tensor that a model, its optimizer and a step's inputs hold, with its role."""
-    parameters = list(model.parameters()) if model is not None else []
+    parameters: list[Tensor] = list(model.parameters()) if model is not None else []
     if optimizer is not None:
         parameters += parameters_of(optimizer)
-    found = [(p, Role.PARAMETER) for p in parameters]
+    found: list[tuple[Tensor, Role]] = [(p, Role.PARAMETER) for p in parameters]
     found += [(p.grad, Role.GRADIENT) for p in parameters if p.grad is not None]
     if model is not None:
         found += [(b, Role.BUFFER) for b in model.buffers()]
@@ -408,7 +408,8 @@ def _called_by_autograd(frame: Any) -> bool:
 def _counts(tensor: Tensor) -> tuple[int, int]:
     if tensor.layout is not torch.strided:
         return -1, -1
-    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    tensors = tensor._use_count()  # type: ignore[attr-defined]
+    return tensors, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 @functools.cache
@@ -424,7 +425,9 @@ def _counts_of_sole_owner(simulated: bool) -> tuple[int, int]:
         def _should_skip_dynamo(cls) -> bool:
             return False
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is _ADD and sys._getframe(1).f_code is _ENGINE:
                 seen.append(_counts(args[0]))
             return func(*args, **(kwargs or {}))

@@ -7,6 +7,7 @@ real training; wall time on real ones, small enough for any machine.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
@@ -307,7 +308,7 @@ def measure_kinds(kinds: Sequence[Kind] = KINDS, every: Sequence[int] = (0, 1, 2
             for each in every:
                 count = len(blocks) if each < 0 else each
                 trace = measure(
-                    lambda b=blocks, x=x, o=optimizer, c=count: training_step(b, x, o, c),
+                    functools.partial(training_step, blocks, x, optimizer, count),
                     blocks, optimizer, x,
                 )  # fmt: skip
                 kept = kept_for_backward(trace)

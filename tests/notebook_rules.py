@@ -279,15 +279,23 @@ _ABSOLUTE = re.compile(
 
 
 def no_javascript(lesson: Lesson) -> list[str]:
-    """No stored output that would run something in the reader's browser."""
-    complaints = []
-    for cell, output in _outputs(lesson):
-        if "application/javascript" in output.get("data", {}):
-            complaints.append(f"{named(cell)}: application/javascript")
-        html = output.get("data", {}).get("text/html", "")
-        if found := re.search(r"<script|<iframe|javascript:|<[^>]*\son\w+\s*=", html, re.I):
-            complaints.append(f"{named(cell)}: {found[0]} in an output")
+    """Nothing stored, be it output or prose, that would run something in the reader's browser."""
+    shown = [(cell, kind, text) for cell, output in _outputs(lesson)
+             for kind, text in output.get("data", {}).items()]  # fmt: skip
+    complaints = [f"{named(cell)}: {kind}" for cell, kind, _ in shown if "javascript" in kind]
+    written = [(cell, "prose", re.sub(r"`[^`\n]+`", "", FENCE.sub("", cell.source)))
+               for cell in lesson.cells if cell.cell_type != "code"]  # fmt: skip
+    for cell, kind, text in written + shown:
+        if kind in ("prose", "text/html", "text/markdown", "image/svg+xml"):
+            complaints += [f"{named(cell)}: {found} in {kind}" for found in _RUNS.findall(text)]
     return complaints
+
+
+_RUNS = re.compile(
+    r"<(?:script|iframe|object|embed)\b|javascript:|data:text/html"
+    r"|<[a-z][^<>]*[\s\"'/]on\w+\s*=",
+    re.I,
+)
 
 
 def _outputs(lesson: Lesson) -> Iterator[tuple[NotebookNode, NotebookNode]]:

@@ -41,6 +41,12 @@ def test_a_lesson_ticks_claims_off_for_good(own_memory):
     assert str(claims()).count("☑") == 2
 
 
+def test_a_home_that_cannot_be_written_loses_nothing_but_the_ticks(own_memory, tmp_path):
+    (tmp_path / "memory").write_text("a file where a folder should be")
+    assert "不全" in str(verdicts(A1=("不全", "incomplete"))._repr_mimebundle_()["text/html"])
+    assert "☑" not in str(claims())
+
+
 def test_a_run_of_the_tests_ticks_nothing_off(own_memory, monkeypatch):
     monkeypatch.setenv("COURSE_LANG", "en")
     verdicts(A1=("不全", "incomplete"))

@@ -71,8 +71,9 @@ def test_requirements_are_pinned_and_agree_with_pyproject():
         text = (ROOT / name).read_text(encoding="utf-8")
         return [line for line in text.splitlines() if line and line[0] not in "#-"]
 
-    pinned = lines("requirements.txt") + lines("requirements-test.txt")
+    pinned = [line for name in ("", "-test", "-dev") for line in lines(f"requirements{name}.txt")]
     assert all(re.fullmatch(r"[\w-]+(\[\w+\])?==[\d.]+(post\d+)?", line) for line in pinned)
+    assert len({re.split(r"[\[=]", line)[0] for line in pinned}) == len(pinned), "pinned twice"
     assert "-e ." in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -281,6 +282,24 @@ def test_an_unknown_lesson_or_option_ends_at_once(small_course):
         assert time.perf_counter() - started < 1
 
 
+def test_a_tool_gets_its_arguments_and_its_exit_code_counts(small_course):
+    tools = small_course / "tests" / "dev"
+    tools.mkdir(parents=True)
+    for name in ("requirements-test.txt", "requirements-dev.txt"):
+        (small_course / name).write_text("", encoding="utf-8")
+    (tools / "count.py").write_text(
+        "import sys, tiny; print(sys.prefix, *sys.argv[1:]); sys.exit(len(sys.argv))"
+    )
+    command = [sys.executable, "course.py", "dev"]
+    run = subprocess.run([*command, "count", "1", "--two"], cwd=small_course, capture_output=True)
+    assert run.stdout.decode().splitlines()[-1] == f"{small_course / '.venv'} 1 --two"
+    assert run.returncode == 3
+    for unknown in ([], ["audit"]):
+        run = subprocess.run([*command, *unknown], cwd=small_course, capture_output=True)
+        assert run.returncode == 1 and run.stderr.count(b"count") == 2
+        assert both_languages(run.stderr.decode())
+
+
 def test_help_is_in_both_languages_whatever_the_console():
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     run = subprocess.run(
@@ -336,6 +355,10 @@ def test_jupyterlab_listens_on_this_machine_only_with_a_token(three_lessons):
             except urllib.error.URLError:
                 time.sleep(0.1)
         assert refusal == 403
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{address}/api/contents?token={'0' * 48}", timeout=10)
+        page = urllib.request.urlopen(f"{address}{path}", timeout=10)
+        assert page.url.startswith(f"{address}/login?"), "the page itself asks for the token"
         there = urllib.request.urlopen(
             f"{address}/api/contents/notebooks?token={token}", timeout=10
         )

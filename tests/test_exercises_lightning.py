@@ -233,9 +233,16 @@ def retrained(model):
     return on_the_module(model)
 
 
+def with_one_more(model):
+    """Losses as before, and weights that a Regressor does not have."""
+    model.more = torch.nn.Linear(1, 1)
+    return on_the_module(model)
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
+        (with_one_more, "other losses or weights"),
         (on_the_layers, "Still nothing is recomputed"),
         (lambda model: model, "on which object"),
         (always, "A model with its flag off recomputes too"),

@@ -17,8 +17,11 @@ SOLUTIONS = {
 
 @pytest.mark.parametrize("number", SOLUTIONS)
 def test_the_lessons_solutions_score_a_hundred(number):
-    verdict = check_puzzle(number, SOLUTIONS[number])
+    plan, chain = SOLUTIONS[number], puzzle(number).chain
+    verdict = check_puzzle(number, plan)
     assert verdict.passed and "Score 100" in verdict.en and "得 100 分" in verdict.zh
+    again = predict(plan if isinstance(plan, Plan) else Plan(plan), chain).recomputed_flops
+    assert f"FLOPs {again / chain.flops:+.1%}." in verdict.en
 
 
 @pytest.mark.parametrize("number", SOLUTIONS)
@@ -33,7 +36,8 @@ def test_puzzles_need_a_plan(number):
 
 def test_a_wasteful_plan_is_told_by_how_much():
     verdict = check_puzzle(1, even_plan(puzzle(1).chain, 3))
-    assert verdict.state == "wrong" and "score 67" in verdict.en and "+23.1%" in verdict.en
+    assert verdict.state == "wrong"
+    assert "FLOPs are +34.6% where +23.1% is possible: score 67." in verdict.en
 
 
 def test_the_peak_of_a_plan_that_does_not_fit_is_located():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import itertools
+import re
 import subprocess
 import sys
 import time
@@ -223,6 +224,18 @@ def test_few_columns_keep_every_level_and_the_exact_peak(length: int, over: str)
     } | {role: 0 for role in columns.sums if role not in trace.at_peak}
     x = columns.middle(trace.peak_index)
     assert columns.edges[heights.argmax()] <= x <= columns.edges[heights.argmax() + 1]
+
+
+def test_a_timeline_in_seconds_has_figures_below_it_and_one_in_order_has_none() -> None:
+    trace = random_trace(50)
+    below = {}
+    for over in ("order", "time"):
+        words = words_of(figures.timeline(trace, over=over))
+        below[over] = {text for text in words if re.fullmatch(r"[\d.e-]+", text)}
+        assert any("seconds" in text or "秒" in text for text in words) == (over == "time")
+    ends = [trace.events[0].time, trace.events[-1].time]
+    marks = sorted(map(float, below["time"] - below["order"]))
+    assert len(marks) >= 3 and ends[0] <= marks[-2] <= ends[1]
 
 
 def test_no_moment_is_higher_than_its_column() -> None:

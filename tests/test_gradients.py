@@ -207,6 +207,25 @@ def test_an_error_on_the_plain_side_alone():
     assert "The checkpointed one finishes without a word" in found.en
 
 
+def test_an_error_on_both_sides_leaves_nothing_to_compare():
+    def fails(x):
+        raise OverflowError("too much")
+
+    found = same_gradients(fails, fails, X, model=mlp())
+    assert not found and found.first.kind == "error"
+    assert "both sides raise" in found.en and "OverflowError: too much" in found.en
+    assert "两边都抛出异常" in found.zh and str(found) == found.en
+
+
+def test_a_parameter_that_neither_side_uses_is_no_difference():
+    model = nn.ModuleDict({"used": nn.Linear(8, 8), "idle": nn.Linear(8, 8)})
+    run = model["used"]
+    found = same_gradients(run, lambda x: checkpoint(run, x, use_reentrant=False), X, model=model)
+    assert found and found.compared["gradient"] == 4
+    found = same_gradients(run, lambda x: run(x) + 0 * model["idle"](x), X, model=model)
+    assert found.first.name == "idle.weight"
+
+
 def test_gradients_that_a_plain_sum_would_hide_are_seen():
     x = torch.randn(6, requires_grad=True)
     mixed = lambda x: x.detach() + x.mean() - x.mean().detach()  # noqa: E731  sums to the same
@@ -240,6 +259,11 @@ def test_refuses_another_model():
     other = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4), nn.Tanh())
     with pytest.raises(UnequalWork, match=r"1\.weight"):
         same_gradients(mlp(), other, X)
+
+
+def test_refuses_a_model_that_lacks_a_layer():
+    with pytest.raises(UnequalWork, match=r"2\.weight is \[8, 8\].* on the plain side and missing"):
+        same_gradients(X.mul, X.mul, X, model=(mlp(nn.GELU()), mlp()[:1]))
 
 
 def test_refuses_a_frozen_copy():

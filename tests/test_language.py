@@ -122,7 +122,9 @@ def test_the_switch_hides_one_language_and_redraws_what_listens():
     heard = []
     on_change(lambda: heard.append(language.language()))
     choose("en")
-    buttons, style = language.switch().children
+    switch = language.switch()
+    assert switch._repr_mimebundle_()["text/plain"] == "中文 · English"
+    buttons, style = switch.children
     assert buttons.value == "en"
     assert "lang=zh" in style.value
     buttons.value = "zh"

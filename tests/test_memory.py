@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import subprocess
 import sys
 import threading
 import traceback
@@ -385,6 +386,17 @@ def test_optimizer_state(foreach: bool) -> None:
         assert trace.before[Role.OPTIMIZER_STATE] == 0
         assert alive_at_the_end(trace, Role.OPTIMIZER_STATE) == state
         assert measure(run, model, optimizer, x).before[Role.OPTIMIZER_STATE] == state
+
+
+def test_the_first_step_of_a_process_does_not_pay_for_what_torch_loads_late() -> None:
+    """checkpoint() loads torch._dynamo when it is first called, which takes longer than a step."""
+    program = (
+        "import sys, course_lib; from course_lib.memory import measure\n"
+        "before = 'torch._dynamo' in sys.modules\n"
+        "measure(lambda: print(before, 'torch._dynamo' in sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert run.stdout.split() == ["False", "True"]
 
 
 def test_optimizer_step_peak() -> None:
