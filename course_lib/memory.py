@@ -32,6 +32,7 @@ from .allocator_cuda import CUDAAllocator, backward_on_this_thread, requested_so
 from .language import text
 from .recorder import (
     END,
+    Aside,
     Found,
     Freed,
     Given,
@@ -289,8 +290,11 @@ class _Lives:
         # handed the 2 itself, calls it again: that makes another, which the bare step never had.
         repeated: list[int] = []
         undated: list[_Change] = []  # made outside of operators: preparing for the next one
+        aside = False
         for happening in self.recorder.stream:
             address, size, time = happening.address, happening.size, happening.time
+            if aside and happening.kind != "mark":
+                continue
             if happening.kind == "allocate":
                 if repeated and repeated[0] == size:
                     repeated.pop(0)
@@ -318,6 +322,10 @@ class _Lives:
                 self._give(entry)
             elif isinstance(entry, Freed):
                 self._free(entry.address, time, phase)
+            elif isinstance(entry, Aside):
+                aside = True
+            elif entry is END and aside:
+                aside = False
             elif entry is END:
                 self._made(open_operators.pop())
                 repeated = []

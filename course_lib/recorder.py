@@ -141,8 +141,13 @@ def never_compiled(method: Callable) -> Callable:
     return method
 
 
-END = None  # of the operator that began last
-Entry = Operator | Given | Found | Freed | None
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What is allocated from here to the next END is the measuring's own."""
+
+
+END = None  # of the operator that began last, or of what was done aside
+Entry = Operator | Given | Found | Freed | Aside | None
 
 
 class Recorder(TorchDispatchMode):
@@ -177,7 +182,7 @@ class Recorder(TorchDispatchMode):
         self.elsewhere: list[str] = []  # names of other threads that modules ran in
         self._thread = threading.get_ident()
         self._zeros: tuple[int, ...] = ()  # what the engine's last operator made, if zeros
-        self._room = Room() if isinstance(source, CPUAllocator) else None
+        self._room = Room(self._aside) if isinstance(source, CPUAllocator) else None
         self._sole_owner = _counts_of_sole_owner(isinstance(source, SimulatedTensors))
 
     # --- what exists before -----------------------------------------------------------------
@@ -290,6 +295,14 @@ class Recorder(TorchDispatchMode):
         elif func in _INTO_ZEROS and self.source.address(args[0]) in self._zeros:
             return _INTO_ZEROS[func]  # areAnyTensorSubclassLike in .../autograd/FunctionsManual.cpp
         return func
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        self._write(Aside())
+        try:
+            yield
+        finally:
+            self._write(END)
 
     def _write(self, entry: Entry) -> None:
         self.log.append(entry)

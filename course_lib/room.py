@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ class Room:
     Counted as if nothing was ever freed, so most operators cost one look into a table.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, aside: Callable[[], AbstractContextManager]) -> None:
         self._left = 0
+        self._aside = aside  # around what allocates here without being the step's
 
     def take(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Count the results of ``func``. Raises ``MemoryError`` if they do not fit."""
-        needed = _bytes_made(func, args, kwargs)
+        needed = bytes_made(func, args, kwargs, self._aside)
         if needed > self._left:
             available = available_memory()
             if available is None:
@@ -90,8 +92,16 @@ def _left_in_control_groups(root: Path = _CGROUPS, mine: Path = Path("/proc/self
     return left
 
 
-def _bytes_made(func: Any, args: tuple, kwargs: dict[str, Any]) -> int:
-    """The size of the storages that ``func`` makes for its results, internal workspace left out."""
+def bytes_made(
+    func: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+    aside: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+) -> int:
+    """The size of the storages that ``func`` makes for its results, internal workspace left out.
+
+    Found by trying, the first time that it gets such arguments; ``aside`` is entered for that.
+    """
     key: tuple = (func, _described(args))
     if kwargs:
         key += (*kwargs, _described(kwargs.values()))
@@ -102,7 +112,8 @@ def _bytes_made(func: Any, args: tuple, kwargs: dict[str, Any]) -> int:
     if size is None:
         if len(_sizes) > 20_000:
             _sizes.clear()
-        size = _sizes[key] = _tried_without_bytes(func, args, kwargs)
+        with aside():
+            size = _sizes[key] = _tried_without_bytes(func, args, kwargs)
     return size
 
 

@@ -120,11 +120,12 @@ def test_a_refusal_leaves_nothing_behind(step_of: Callable[[], tuple], small_mac
 
 def test_what_adds_up_is_refused(small_machine) -> None:
     kept: list[Tensor] = []
-    asked = small_machine(64 * MIB)
+    asked = small_machine(400 * MIB)
     with pytest.raises(MemoryError):
-        measure(lambda: kept.extend(torch.ones(MIB) for _ in range(100)))  # 4 MiB each
-    assert 8 <= len(kept) <= 16
-    assert asked[-1] - room.RESERVE < 20 * MIB
+        # 40 MiB each: so large that malloc asks the system for each anew, and gives it back.
+        measure(lambda: kept.extend(torch.ones(10 * MIB) for _ in range(100)))
+    assert 8 <= len(kept) <= 10
+    assert asked[-1] - room.RESERVE < 80 * MIB
 
 
 @pytest.mark.parametrize("chosen", ("zh", "en"))
@@ -147,13 +148,24 @@ def test_the_refusal_names_sizes_and_the_way_out(chosen: str, small_machine) -> 
 
 
 def test_what_is_freed_may_be_used_again(small_machine) -> None:
-    small_machine(64 * MIB)
+    small_machine(100 * MIB)
 
     def step() -> None:
-        for _ in range(40):
-            torch.ones(4 * MIB)
+        for _ in range(20):
+            torch.ones(10 * MIB)
 
-    assert measure(step).peak == 16 * MIB
+    assert measure(step).peak == 40 * MIB
+
+
+def test_trying_leaves_no_trace_in_the_measurement() -> None:
+    """An operator's result is worked out when it first comes with such arguments."""
+    for name in ("mlp", "adamw_for_loop", "sparse_embedding", "transformer_encoder"):
+        room._sizes.clear()
+        first, second = measured_anew(name), measured_anew(name)
+        assert room._sizes
+        assert [(e.size, e.role, e.operator) for e in first.events] == [
+            (e.size, e.role, e.operator) for e in second.events
+        ]
 
 
 def test_simulated_tensors_need_no_room(small_machine) -> None:
@@ -189,7 +201,7 @@ class Foreseen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        foreseen = room._bytes_made(func, args, kwargs)
+        foreseen = room.bytes_made(func, args, kwargs)
         given = room._storages(args, kwargs)
         made = func(*args, **kwargs)
         size = sum(size for storage, size in room._storages(made).items() if storage not in given)
@@ -204,6 +216,7 @@ SPARSE = {"sparse_embedding"}  # has no storage of its own
 UNFORESEEN = {
     "aten.nonzero.default", "aten.index.Tensor",  # by a mask: as many as it lets through
     "aten.mkldnn_rnn_layer.default", "aten.mkldnn_rnn_layer_backward.default",  # with workspace
+    "aten.to.dtype_layout",  # of a tangent that is zero and has no memory
 }  # fmt: skip
 
 
@@ -217,7 +230,7 @@ def test_sizes_are_foreseen_to_the_byte(name: str) -> None:
 
 def test_what_decides_a_size_is_told_apart() -> None:
     aten, x = torch.ops.aten, torch.ones(4, 6)
-    made = room._bytes_made
+    made = room.bytes_made
     assert made(aten.repeat.default, (x, [1, 2]), {}) == 192
     assert made(aten.repeat.default, (x, [2, 2]), {}) == 384
     assert made(aten._to_copy.default, (x,), {"dtype": torch.float64}) == 192
