@@ -453,7 +453,8 @@ def _length(panel: ElementHandle) -> float:
     """How many pixels a notebook is long, without the empty page below its last cell."""
     return panel.evaluate(
         """panel => panel.scrollTop - panel.getBoundingClientRect().top
-            + [...panel.querySelectorAll('.jp-Cell')].at(-1).getBoundingClientRect().bottom"""
+            + Math.max(...[...panel.querySelectorAll('.jp-Cell')]
+                .map(cell => cell.getBoundingClientRect().bottom))"""
     )
 
 
