@@ -468,7 +468,7 @@ def test(arguments, root=ROOT):
     # is run by one.
     pytest += ["-q", "--durations=5", "-n", "2"]
     say("[1/2] 测试", "[1/2] tests")
-    grouped = ["--dist", "loadgroup", "--no-loadscope-reorder"]
+    grouped = ["--dist", "loadscope", "--no-loadscope-reorder"]
     first = run([*pytest, *grouped, "tests"], env, root)
     if first:
         say("[1/2] 没有通过", "[1/2] failed (exit code {})".format(first))

@@ -136,7 +136,7 @@ PYTORCH = (
         "有形状、类型和设备，没有内容的张量。再大的一步也能用它量，几乎不占内存。",
         "A tensor with a shape, a type and a device, but no contents. Steps of any size can be "
         "measured with it and take next to no memory.")),
-    Term("开关", "flag", r"开|关(?!于)", r"flags?", "04", (
+    Term("开关", "flag", r"开|关[^于]", r"flags?", "04", (
         "配置里打开一项功能的值，例如 `gradient_checkpointing: true`。",
         "A value in a config that turns something on, such as `gradient_checkpointing: true`.")),
     Term("滑块", "slider", r"滑块", r"sliders?", "00", (

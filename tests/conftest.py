@@ -15,14 +15,25 @@ def pytest_configure(config):
     config.stash[FINDINGS] = []
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Say which tests share something costly and so belong into one process; slow ones first."""
-    for item in items:
-        lesson = getattr(item, "callspec", None) and item.callspec.params.get("lesson")
-        group = f"{item.module.__name__} {lesson}" if lesson else item.module.__name__
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Slow tests first, so that none of them is left over at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config, log):
+    """Keep in one process what shares something costly: a file; of the kernels' tests, a lesson.
+
+    xdist's own marks for that, `--dist loadgroup`, have no effect from pytest 9.2 on.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySharing(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            return file + (test.partition("[")[2] if "in_kernels" in file else "")
+
+    return BySharing(config, log)
 
 
 def pytest_sessionfinish(session):

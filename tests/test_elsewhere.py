@@ -16,7 +16,12 @@ from notebooks import FOLDER, ROOT, Lesson, kernel, lessons, named, python, tags
 
 ADDRESS = f"https://github.com/{REPOSITORY}"
 FETCHING = re.compile(r"import sys\n\nif .*?\n\n", re.S)
-ON_COLAB = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')"
+ON_COLAB = """\
+import sys, types
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+for name in [name for name in sys.modules if name.partition(".")[0] == "course_lib"]:
+    del sys.modules[name]  # kernels of the course's own environment load it as they start
+"""
 WHERE = "import course_lib, os; print(course_lib.__file__); print(os.getcwd())"
 
 

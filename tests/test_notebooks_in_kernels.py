@@ -66,22 +66,24 @@ class Runs:
 
 
 def run_all_twice(lesson: Lesson, live: Kernel) -> Runs:
-    """Run All in a fresh kernel, Run All again in it, random orders, then the exercises."""
+    """Run All in a fresh kernel, Run All again in it, the exercises, then random orders."""
     first = [run_setup(lesson, live), *(live.run(cell) for cell in lesson.code[1:])]
     second = [live.run(cell) for cell in lesson.code]
     unpictured, moved = sliders_without_a_picture(first, live), move_sliders(live)
     faint = what_is_faint(second, live)
+    tried = run_exercises(lesson, live)  # before the orders, which leave few names behind
     turns = run_in_random_orders(lesson, live, first, ENGLISH_ORDERS)
-    return Runs(first, second, turns, *run_exercises(lesson, live), unpictured, moved, faint)
+    return Runs(first, second, turns, *tried, unpictured, moved, faint)
 
 
 def run_each_twice(lesson: Lesson, live: Kernel) -> Runs:
-    """Each cell twice in a row in a fresh kernel, random orders, then the exercises."""
+    """Each cell twice in a row in a fresh kernel, the exercises, then random orders."""
     pairs = [(run_setup(lesson, live), live.run(lesson.code[0]))]
     pairs += [(live.run(cell), live.run(cell)) for cell in lesson.code[1:]]
     first, second = ([pair[i] for pair in pairs] for i in (0, 1))
+    tried = run_exercises(lesson, live)
     turns = run_in_random_orders(lesson, live, first, CHINESE_ORDERS)
-    return Runs(first, second, turns, *run_exercises(lesson, live))
+    return Runs(first, second, turns, *tried)
 
 
 def run_setup(lesson: Lesson, live: Kernel) -> Ran:
