@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import ipywidgets
 
 from .figures import SIZE, Picture, image_html, style
-from .language import columns, on_change, spoken, text
+from .language import columns, language, on_change, spoken, text
 
 Item = TypeVar("Item")
 AROUND, ROW = 200, 32  # pixels: JupyterLab's bars and the caption; a slider
 EVERY_COMBINATION = 500  # more than this many are too many to try one by one
+REMEMBERED = 100  # pictures of an explorer, some ten KiB each
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Explorer(ipywidgets.VBox):
         self.controls = {control.name: control for control in controls}
         self._frame, self._draw, self._caption = frame, draw, caption
         self._picture = Picture(size)
+        self._drawn: dict[tuple, tuple[bytes, tuple[str, str]]] = {}
         self._png, self._words = b"", ("", "")
         self._sliders = {control.name: self._slider(control) for control in controls}
         self._name_sliders()
@@ -194,17 +196,25 @@ class Explorer(ipywidgets.VBox):
         self._redraw()
 
     def _redraw(self) -> None:
-        try:
-            data = self._frame(**self.values)
-            with style():
-                self._picture.clear()
-                self._draw(self._picture, data)
-            self._words = self._caption(data)
-            self._png = self._picture.png()
-        except Exception as problem:
-            self._shown.value = _broken(problem)
-            raise
+        # A position is drawn once. What has no sliders is drawn for something that changes.
+        position = (language(), *(slider.index for slider in self._sliders.values()))
+        if position not in self._drawn or not self._sliders:
+            try:
+                self._drawn[position] = self._picture_and_words()
+            except Exception as problem:
+                self._shown.value = _broken(problem)
+                raise
+            if len(self._drawn) > REMEMBERED:
+                del self._drawn[next(iter(self._drawn))]
+        self._png, self._words = self._drawn[position]
         self._shown.value = self._page()
+
+    def _picture_and_words(self) -> tuple[bytes, tuple[str, str]]:
+        data = self._frame(**self.values)
+        with style():
+            self._picture.clear()
+            self._draw(self._picture, data)
+        return self._picture.png(), self._caption(data)
 
     def _page(self) -> str:
         """Picture and caption in one piece, so that they change together."""

@@ -366,3 +366,19 @@ def test_importing_the_library_loads_no_widgets() -> None:
         [sys.executable, "-c", code], cwd=COURSE, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == []
+
+
+def test_a_position_is_drawn_once_in_each_language() -> None:
+    drawn = []
+
+    def counted(layers: int, mode: str) -> dict[Role, int]:
+        drawn.append((layers, mode))
+        return frame(layers, mode)
+
+    made = explorer(frame=counted)
+    first = picture(made)
+    for layers in (8, 4, 8, 4):
+        made.move(layers=layers)
+    assert drawn == [(4, "plain"), (8, "plain")] and picture(made) == first
+    language.choose("zh")
+    assert drawn[2:] == [(4, "plain")] and picture(made) != first
