@@ -601,7 +601,7 @@ def closures(function, *inputs):
     return by_closures(function, inputs)
 
 
-@wrong(hooks_check, "所有保存过的张量都有了之后", "when all saved tensors are there again")
+@wrong(hooks_check, "所有保存过的张量都有了之后", "after all saved tensors are back")
 def no_early_stop(function, *inputs):
     return by_closures(function, inputs, early_stop=False)
 

@@ -520,7 +520,7 @@ def test_csv_and_tensorboard_get_peak_and_roles(tmp_path):
 
 def test_the_timeline_as_a_figure():
     monitor = MemoryMonitor([1, 2])
-    with pytest.raises(KeyError, match="not watched"):
+    with pytest.raises(KeyError, match="not measured"):
         monitor.plot()
     fit(small(), monitor)
     assert monitor.plot().png() and monitor.plot(1).png()
