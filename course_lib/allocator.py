@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
@@ -99,10 +100,7 @@ class CPUAllocator:
 
     def address(self, tensor: torch.Tensor) -> int:
         """Where the tensor's storage begins; 0 if it has no bytes."""
-        begin = tensor.data_ptr()
-        if begin:
-            return begin - int(tensor.storage_offset()) * tensor.itemsize
-        return tensor.untyped_storage().data_ptr()  # no elements, of a storage that may have some
+        return where_storage_begins(tensor)
 
     made = address
 
@@ -126,34 +124,40 @@ class CPUAllocator:
                 )
             )
         reported = _disable_profiler().experimental_event_tree()
-        allocations: list[Any] = [event for event in reported if event.tag == _EventType.Allocation]
-        allocations.sort(key=lambda event: event.start_time_ns)
-        marks = self._mark_addresses
-        stream: list[Happening] = []
-        passed, inside_mark = 0, False
-        begin = allocations[0].start_time_ns if allocations else 0
-        for event, following in itertools.zip_longest(allocations, allocations[1:]):
-            fields = event.extra_fields
-            address, size = fields.ptr, fields.alloc_size
-            time = (event.start_time_ns - begin) / 1e9
-            if inside_mark:  # the mark's own free
-                inside_mark = False
-            elif (
-                passed < len(marks)
-                and size == _mark_bytes(passed)
-                and address == marks[passed]
-                and following is not None
-                and following.extra_fields.ptr == address
-            ):
-                stream.append(Happening("mark", passed, 0, time))
-                passed, inside_mark = passed + 1, True
-            elif size > 0:
-                stream.append(Happening("allocate", address, size, time))
-            else:
-                stream.append(Happening("free", address, -size, time))
-        if passed != len(marks):
-            raise RuntimeError(f"{len(marks) - passed} of {len(marks)} marks were lost")
-        return stream
+        allocations: list[tuple[int, int, int]] = []  # time in nanoseconds, address, signed bytes
+        for event in reported:
+            if event.tag == _EventType.Allocation:
+                fields: Any = event.extra_fields
+                allocations.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+        allocations.sort(key=operator.itemgetter(0))
+        return _marks_found(allocations, self._mark_addresses)
+
+
+def _marks_found(allocations: list[tuple[int, int, int]], marks: list[int]) -> list[Happening]:
+    """The stream: ``allocations`` with those that are marks, at these addresses, taken for that."""
+    stream: list[Happening] = []
+    passed, inside_mark = 0, False
+    expected = (marks[0], _mark_bytes(0)) if marks else None
+    begin = allocations[0][0] if allocations else 0
+    for i, (nanoseconds, address, size) in enumerate(allocations):
+        time = (nanoseconds - begin) / 1e9
+        if inside_mark:  # the mark's own free
+            inside_mark = False
+        elif (
+            (address, size) == expected
+            and i + 1 < len(allocations)
+            and allocations[i + 1][1] == address
+        ):
+            stream.append(Happening("mark", passed, 0, time))
+            passed, inside_mark = passed + 1, True
+            expected = (marks[passed], _mark_bytes(passed)) if passed < len(marks) else None
+        elif size > 0:
+            stream.append(Happening("allocate", address, size, time))
+        else:
+            stream.append(Happening("free", address, -size, time))
+    if passed != len(marks):
+        raise RuntimeError(f"{len(marks) - passed} of {len(marks)} marks were lost")
+    return stream
 
 
 def _mark_bytes(number: int) -> int:
@@ -164,6 +168,14 @@ def _mark_bytes(number: int) -> int:
     apart again, and no later mark is misplaced.
     """
     return 4099 + 2 * (number % 64)
+
+
+def where_storage_begins(tensor: torch.Tensor) -> int:
+    """The address of the first byte of the tensor's storage; 0 if it has no bytes."""
+    begin = tensor.data_ptr()
+    if begin:
+        return begin - int(tensor.storage_offset()) * tensor.itemsize
+    return tensor.untyped_storage().data_ptr()  # no elements, of a storage that may have some
 
 
 class SimulatedTensors:

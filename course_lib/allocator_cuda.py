@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from .allocator import Happening
+from .allocator import Happening, where_storage_begins
 from .language import text
 
 
@@ -74,10 +74,7 @@ class CUDAAllocator:
             if tensor.device.type == self.device.type:
                 raise RuntimeError(_two_devices(self.device, tensor.device))
             return 0
-        begin = tensor.data_ptr()
-        if begin:
-            return begin - int(tensor.storage_offset()) * tensor.itemsize
-        return tensor.untyped_storage().data_ptr()  # no elements, of a storage that may have some
+        return where_storage_begins(tensor)
 
     made = address
 

@@ -2,8 +2,9 @@
 
 Sizes of tensors grow in proportion to the batch, and the order of allocations does not depend on
 it once it is above 1. So two simulated steps, with batches of 2 and 3, give every allocation of
-every larger batch; a batch of 1, where some copies fall away, is simulated by itself. A test
-compares the result with direct measurements.
+every larger batch; a batch of 1, where some copies fall away, is simulated by itself. The
+optimizer's part is the same for all of them and simulated once. A test compares the result with
+direct measurements.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .explorers import Control, Explorer, progress
 from .figures import COLOURS, PHASE_IN_A_SENTENCE, Curve, draw_bars, draw_curves, size_text
-from .memory import MemoryTrace, Phase, Role, measure, simulated
+from .memory import Event, MemoryTrace, Phase, Role, measure, simulated
 from .models import Sizes, Transformer, random_tokens
 
 
@@ -39,22 +40,6 @@ class Breakdown:
         return self.at_peak[Role.ACTIVATION] / self.peak
 
 
-def _steps(sizes: Sizes, batches: Iterable[int]) -> Iterator[MemoryTrace]:
-    """Measure one training step for each batch size; AdamW's state is there already."""
-    model = Transformer(sizes)
-    optimizer = torch.optim.AdamW(model.parameters())
-
-    def step(tokens: Tensor) -> None:
-        optimizer.zero_grad()
-        model.loss(tokens).backward()
-        optimizer.step()
-
-    step(random_tokens(replace(sizes, batch=2)))
-    for batch in batches:
-        tokens = random_tokens(replace(sizes, batch=batch))
-        yield measure(partial(step, tokens), model, optimizer, tokens)
-
-
 def simulate(sizes: Sizes, batches: Iterable[int]) -> list[MemoryTrace]:
     """One simulated training step for each batch size."""
     with simulated():
@@ -67,47 +52,82 @@ def measure_batches(sizes: Sizes, batches: Sequence[int]) -> dict[int, MemoryTra
     return dict(zip(bar, _steps(sizes, batches), strict=True))
 
 
+def _steps(sizes: Sizes, batches: Iterable[int]) -> Iterator[MemoryTrace]:
+    model, optimizer = _after_a_step(sizes)
+
+    def step(tokens: Tensor) -> None:
+        _both_passes(model, tokens)
+        optimizer.step()
+
+    for batch in batches:
+        tokens = random_tokens(replace(sizes, batch=batch))
+        yield measure(partial(step, tokens), model, optimizer, tokens)
+
+
+def _after_a_step(sizes: Sizes) -> tuple[Transformer, torch.optim.AdamW]:
+    """A model that has gradients, and AdamW with its moments."""
+    model = Transformer(sizes)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return model, optimizer
+
+
+def _both_passes(model: Transformer, tokens: Tensor) -> None:
+    model.zero_grad()
+    model.loss(tokens).backward()
+
+
 class Family:
     """One Transformer with every batch size."""
 
     def __init__(self, sizes: Sizes):
         self.sizes = sizes
-        self._single, two, three = simulate(sizes, (1, 2, 3))
-        if [e.role for e in two.events] != [e.role for e in three.events]:
+        with simulated():
+            model, optimizer = _after_a_step(sizes)
+            tokens = [random_tokens(replace(sizes, batch=batch)) for batch in (1, 2, 3)]
+            self._one, self._two, three = (
+                measure(partial(_both_passes, model, t), model, optimizer, t) for t in tokens
+            )
+            self._update = measure(optimizer.step, model, optimizer)
+        if [e.role for e in self._two.events] != [e.role for e in three.events]:
             raise RuntimeError("batches of 2 and 3 do not allocate alike")
-        self._trace = two
-        self._at_two, self._growth = _sizes(two), _sizes(three) - _sizes(two)
-        self._before = {role: (two.before[role], three.before[role]) for role in two.before}
+        self._growth = _sizes(three) - _sizes(self._two)
+        self._growth_before = {r: three.before[r] - size for r, size in self._two.before.items()}
 
     def at(self, batch: int) -> Breakdown:
         """The step with this batch size. Raises ``ValueError`` below 1."""
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
-        sizes = replace(self.sizes, batch=batch)
-        if batch == 1:
-            one = self._single
-            return Breakdown(sizes, one.peak, one.at_peak, one.peak_phase, one.kept)
-        changes = self._at_two + (batch - 2) * self._growth
-        before = {
-            role: two + (batch - 2) * (three - two) for role, (two, three) in self._before.items()
-        }
+        passes, more = (self._one, 0) if batch == 1 else (self._two, batch - 2)
+        before = {role: s + more * self._growth_before[role] for role, s in passes.before.items()}
+        changes = _sizes(passes)
+        if more:
+            changes = changes + more * self._growth
+        events = passes.events + self._update.events
+        changes = np.concatenate([changes, _sizes(self._update)])
         totals = sum(before.values()) + np.cumsum(changes)
         peak = int(totals.argmax())
-        events = self._trace.events
+        by_role = partial(_by_role, before, events, changes)
         forward_end = next(i for i, event in enumerate(events) if event.phase == "backward")
         return Breakdown(
-            sizes,
+            replace(self.sizes, batch=batch),
             int(totals[peak]),
-            self._by_role(before, changes[: peak + 1]),
+            by_role(peak + 1),
             events[peak].phase,
-            self._by_role(before, changes[:forward_end]),
+            by_role(forward_end),
         )
 
-    def _by_role(self, before: dict[Role, int], changes: np.ndarray) -> dict[Role, int]:
-        sums = dict(before)
-        for event, change in zip(self._trace.events, changes.tolist(), strict=False):
-            sums[event.role] += change
-        return sums
+
+def _by_role(
+    before: dict[Role, int], events: Sequence[Event], changes: np.ndarray, count: int
+) -> dict[Role, int]:
+    """What is alive after the first ``count`` events."""
+    sums = dict(before)
+    for event, change in zip(events[:count], changes[:count].tolist(), strict=True):
+        sums[event.role] += change
+    return sums
 
 
 def _sizes(trace: MemoryTrace) -> np.ndarray:

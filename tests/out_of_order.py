@@ -103,6 +103,11 @@ def remember_setup(live: Kernel) -> None:
     live.run_code("import builtins; builtins.after_setup = dict(globals())")
 
 
+def remember_all(live: Kernel) -> None:
+    """To be called when every cell has run."""
+    live.run_code("import builtins; builtins.after_all = dict(globals())")
+
+
 RESET = """\
 for name in globals().keys() - after_setup.keys():
     del globals()[name]
@@ -113,13 +118,14 @@ course_lib.exercises._predictions.clear()
 
 
 def run_in_random_orders(
-    lesson: Lesson, live: Kernel, before: list[Ran], seeds: Iterable[int]
+    lesson: Lesson, live: Kernel, before: list[Ran], seeds: Iterable[int], tried: set[str]
 ) -> list[Turn]:
-    """The cells after the setup cell in one order per seed; `before`: what Run All did."""
+    """The cells after the setup cell in one order per seed; `before`: what Run All did.
+
+    `tried`: the ids of cells that took long and have run again once already; it grows.
+    """
     cells = lesson.code[1:]
-    live.run_code("import builtins; builtins.after_all = dict(globals())")
     long = {ran.cell.id for ran in before if ran.seconds > LONG and not ran.error}
-    tried: set[str] = set()
     turns = []
     for seed in seeds:
         live.run_code(RESET)
@@ -169,18 +175,24 @@ MISSING = re.compile(
     r"NameError: (?:there is no (?P<en>\w+) yet|这里还没有 (?P<zh>\w+))"
     r".*\n\n    (?P<line>.+)\n\n(?:Run that cell first|请先运行那个单元格)"
 )
-UNASKED = re.compile(
-    r"KeyError: .*(?:run the cell with its field, under “(?P<en>.+)”, first"
-    r"|请先运行“(?P<zh>.+)”一节里带输入框的单元格)"
+UNASKED = re.compile(  # compare(), for a prediction whose field was never shown
+    r"KeyError: .*(?:Prediction '(?P<en>[^']+)' .* run the cell with its field, under “.+”, first"
+    r"|没有问过“(?P<zh>[^”]+)”.*请先运行“.+”一节里带输入框的单元格)"
 )
 
 
-def _says_which(error: str, above: list[NotebookNode]) -> bool:
+def wanted(error: str) -> str | None:
+    """What stands in the cell that a message asks to be run first; None if it asks for none."""
     if found := MISSING.search(error):
-        name = found["en"] or found["zh"]
-        return any(
-            name in made_by(cell.source)
-            and found["line"] in map(str.strip, cell.source.splitlines())
-            for cell in above
-        )
-    return UNASKED.search(error) is not None
+        return found["line"]
+    if found := UNASKED.search(error):
+        return f'("{found["en"] or found["zh"]}", zh='  # of its predict cell
+    return None
+
+
+def _says_which(error: str, above: list[NotebookNode]) -> bool:
+    line, found = wanted(error), MISSING.search(error)
+    name = found and (found["en"] or found["zh"])
+    return line is not None and any(
+        line in cell.source and (name is None or name in made_by(cell.source)) for cell in above
+    )

@@ -122,10 +122,10 @@ def test_what_adds_up_is_refused(small_machine) -> None:
     kept: list[Tensor] = []
     asked = small_machine(400 * MIB)
     with pytest.raises(MemoryError):
-        # 40 MiB each: so large that malloc asks the system for each anew, and gives it back.
-        measure(lambda: kept.extend(torch.ones(10 * MIB) for _ in range(100)))
-    assert 8 <= len(kept) <= 10
-    assert asked[-1] - room.RESERVE < 80 * MIB
+        measure(lambda: kept.extend(torch.ones(10 * MIB) for _ in range(100)))  # 40 MiB each
+    # More than 10 where malloc still held what earlier tests had given back; never too late.
+    assert 8 <= len(kept) < 100
+    assert -20 * MIB < asked[-1] - room.RESERVE < 40 * MIB
 
 
 @pytest.mark.parametrize("chosen", ("zh", "en"))
