@@ -142,6 +142,7 @@ from ipywidgets import IntProgress, widgets
 SWEEPS = {  # lesson: a line of the cell that sweeps
     "00": "measured = measure_counts(",
     "02": "films = player(",
+    "04": "every = {k: train_every(k)",
     "05": "budgets = plan_budgets(",
 }
 
