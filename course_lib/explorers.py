@@ -19,12 +19,14 @@ from typing import Any, TypeVar
 import ipywidgets
 
 from .figures import SIZE, Picture, image_html, style
+from .idle import when_idle
 from .language import columns, language, on_change, spoken, text
 
 Item = TypeVar("Item")
 AROUND, ROW = 200, 32  # pixels: JupyterLab's bars and the caption; a slider
 EVERY_COMBINATION = 500  # more than this many are too many to try one by one
-REMEMBERED = 100  # pictures of an explorer, some ten KiB each
+AHEAD = 100  # positions around the one that is shown, drawn while nothing else is to be done
+REMEMBERED = 2 * AHEAD  # pictures of an explorer, some ten KiB each
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Explorer(ipywidgets.VBox):
         self.controls = {control.name: control for control in controls}
         self._frame, self._draw, self._caption = frame, draw, caption
         self._picture = Picture(size)
-        self._drawn: dict[tuple, tuple[bytes, tuple[str, str]]] = {}
+        self._drawn: dict[tuple, tuple[bytes, tuple[str, str]]] = {}  # by language and position
         self._png, self._words = b"", ("", "")
         self._sliders = {control.name: self._slider(control) for control in controls}
         self._name_sliders()
@@ -103,10 +105,14 @@ class Explorer(ipywidgets.VBox):
     @property
     def values(self) -> dict[str, Any]:
         """Where the sliders stand."""
-        return {
-            name: control.values[self._sliders[name].index]
-            for name, control in self.controls.items()
-        }
+        return self._values_at(self._position())
+
+    def _position(self) -> tuple[int, ...]:
+        return tuple(slider.index for slider in self._sliders.values())
+
+    def _values_at(self, position: tuple[int, ...]) -> dict[str, Any]:
+        controls = zip(self.controls.items(), position, strict=True)
+        return {name: control.values[index] for (name, control), index in controls}
 
     @property
     def caption(self) -> str:
@@ -196,25 +202,55 @@ class Explorer(ipywidgets.VBox):
         self._redraw()
 
     def _redraw(self) -> None:
-        # A position is drawn once. What has no sliders is drawn for something that changes.
-        position = (language(), *(slider.index for slider in self._sliders.values()))
-        if position not in self._drawn or not self._sliders:
-            try:
-                self._drawn[position] = self._picture_and_words()
-            except Exception as problem:
-                self._shown.value = _broken(problem)
-                raise
-            if len(self._drawn) > REMEMBERED:
-                del self._drawn[next(iter(self._drawn))]
-        self._png, self._words = self._drawn[position]
+        try:
+            self._png, self._words = self._drawing(self._position())
+        except Exception as problem:
+            self._shown.value = _broken(problem)
+            raise
         self._shown.value = self._page()
+        if self._sliders:
+            when_idle(self._draw_ahead)
 
-    def _picture_and_words(self) -> tuple[bytes, tuple[str, str]]:
-        data = self._frame(**self.values)
-        with style():
-            self._picture.clear()
-            self._draw(self._picture, data)
-        return self._picture.png(), self._caption(data)
+    def _drawing(self, position: tuple[int, ...]) -> tuple[bytes, tuple[str, str]]:
+        """The picture and its words, drawn now unless they have been before."""
+        with style():  # one thread at a time
+            found = self._drawn.get((language(), position))
+            # What has no sliders is drawn for something that changes.
+            if found is None or not self._sliders:
+                data = self._frame(**self._values_at(position))
+                self._picture.clear()
+                self._draw(self._picture, data)
+                found = self._picture.png(), self._caption(data)
+                self._drawn[language(), position] = found
+                if len(self._drawn) > REMEMBERED:
+                    del self._drawn[next(iter(self._drawn))]
+            return found
+
+    def _draw_ahead(self) -> bool:
+        """Draw a position that a slider may be moved to next; False if none is left."""
+        if self.comm is None:  # closed
+            return False
+        spoken = language()
+        near = (p for p in self._neighbours() if (spoken, p) not in self._drawn)
+        position = next(near, None)
+        if position is None:
+            return False
+        try:
+            self._drawing(position)
+        except Exception:
+            return False  # whoever moves a slider there will see it
+        return True
+
+    def _neighbours(self) -> list[tuple[int, ...]]:
+        """Positions that are one slider away, the ends and the nearest first."""
+        here = self._position()
+        found = []
+        for i, control in enumerate(self.controls.values()):
+            last = len(control.values) - 1
+            for index in range(last + 1):
+                far = 0 if index in (0, last) else abs(index - here[i])
+                found.append((far, (*here[:i], index, *here[i + 1 :])))
+        return [position for _, position in sorted(found)[:AHEAD]]
 
     def _page(self) -> str:
         """Picture and caption in one piece, so that they change together."""

@@ -13,6 +13,7 @@ import html
 import io
 import itertools
 import math
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,9 +146,16 @@ def _in_font() -> frozenset[str]:
     return frozenset(map(chr, font_manager.get_font(str(FONT)).get_charmap()))
 
 
+_drawing = threading.RLock()
+
+
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's settings for the course, for as long as the ``with`` lasts."""
+    """Matplotlib's settings for the course, for as long as the ``with`` lasts.
+
+    One thread at a time: Matplotlib's settings are everybody's, and JupyterLab moves sliders on
+    another thread than the one that runs cells.
+    """
     settings: Any = {
         "font.family": _families(),
         "font.size": 9.5,
@@ -168,7 +176,7 @@ def style() -> Iterator[None]:
         "grid.linewidth": 0.6,
         "figure.titlesize": 12,
     }
-    with matplotlib.rc_context(settings):
+    with _drawing, matplotlib.rc_context(settings):
         yield
 
 

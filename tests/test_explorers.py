@@ -9,9 +9,11 @@ import os
 import random
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import ipywidgets
 import nbformat
@@ -25,6 +27,7 @@ from course_lib import explorers, language
 from course_lib.explorers import Control, Explorer, progress, show
 from course_lib.figures import draw_bars
 from course_lib.recorder import Role
+from notebooks import kernel
 
 COURSE = Path(__file__).parent.parent
 LAYERS = Control("layers", "层数", "layers", (1, 2, 4, 8), 4)
@@ -382,3 +385,43 @@ def test_a_position_is_drawn_once_in_each_language() -> None:
     assert drawn == [(4, "plain"), (8, "plain")] and picture(made) == first
     language.choose("zh")
     assert drawn[2:] == [(4, "plain")] and picture(made) != first
+
+
+AHEAD = """\
+from course_lib.explorers import Control, Explorer
+
+drawn = []
+
+def frame(i, j):
+    if i == 3:
+        raise ValueError("three")
+    drawn.append((i, j))
+    return i, j
+
+explorer = Explorer(
+    [Control("i", "甲", "a", tuple(range(40)), 5), Control("j", "乙", "b", (0, 1, 2), 0)],
+    frame, lambda figure, data: figure.text(0.5, 0.5, str(data)), lambda data: ("图", "picture"))"""
+
+
+def test_what_a_slider_may_show_next_is_drawn_while_the_kernel_is_idle(tmp_path: Path) -> None:
+    """The ends and the nearest first; never while cells run; an error waits for who moves there."""
+
+    def said(code: str, wait: float = 0) -> Any:
+        time.sleep(wait)
+        ran = live.run_code(code)
+        assert not ran.error and not ran.stderr
+        return json.loads(ran.texts[0]) if ran.texts else None
+
+    with kernel("en", tmp_path) as live:
+        said(AHEAD)
+        for _ in range(5):
+            assert said("import json; print(json.dumps(drawn))", 0.2) == [[5, 0]]
+        assert said("import time; time.sleep(2); print(len(drawn))") == 1
+        near = said("print(json.dumps(drawn))", 4)
+        assert near == [[5, 0], [0, 0], [5, 2], [39, 0], [4, 0], [5, 1], [6, 0]]
+        said("drawn.clear(); explorer.move(i=20)")
+        near = said("print(json.dumps(drawn))", 6)
+        assert near[:6] == [[20, 0], [20, 2], [19, 0], [20, 1], [21, 0], [18, 0]]
+        assert len(near) == len(set(map(tuple, near))) > 20
+        said("explorer.close(); drawn.clear(); explorer.move(i=30)")
+        assert said("print(json.dumps(drawn))", 2) == []

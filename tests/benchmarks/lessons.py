@@ -56,6 +56,10 @@ def section() -> Iterator[str]:
 def _latency(seconds: list[float]) -> list[str]:
     if not seconds:
         return ["0", "—", "—", "—"]
-    worst = statistics.quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
+    worst = (
+        statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+        if len(seconds) > 1
+        else seconds[0]
+    )
     times = (statistics.median(seconds), worst, max(seconds))
     return [str(len(seconds)), *(f"{1000 * time:.0f}" for time in times)]
