@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-PAUSE = 0.5  # seconds without a cell, or a call, before anything is done
+PAUSE = 0.15  # seconds without a cell, or a call, before anything is done
 _BREATH = 0.01  # seconds between two pieces of work, for messages that have come in meanwhile
 
 _waiting: list[weakref.WeakMethod] = []  # the last one's turn comes first
