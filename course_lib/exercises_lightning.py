@@ -265,17 +265,10 @@ def _why(flag: bool, most: float) -> tuple[str, str]:
 
 
 def _check_files(answer: type[Regressor], folder: str) -> None:
-    plain_keys = list(_built(Regressor).state_dict())
     for flag in (False, True):
         model = _built(answer, gradient_checkpointing=flag)
         file = Path(folder) / f"{flag}.ckpt"
         _fit(model, file)
-        if list(model.state_dict()) != plain_keys:
-            wrong = next(key for key in model.state_dict() if key not in plain_keys)
-            raise _Fault(
-                f"gradient_checkpointing={flag}：state_dict 的键变了，出现了 {wrong}。",
-                f"gradient_checkpointing={flag}: the keys of state_dict changed; there is {wrong}.",
-            )
         restored = answer.load_from_checkpoint(file, map_location="cpu")
         if restored.hparams.get("gradient_checkpointing") is not flag:
             raise _Fault(

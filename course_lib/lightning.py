@@ -56,6 +56,8 @@ class LanguageModel(L.LightningModule):
         gradient_checkpointing: recompute blocks in the backward pass instead of keeping their
             activations.
         checkpoint_every: checkpoint every k-th block only.
+
+    Raises ``ValueError`` if ``checkpoint_every`` is not between 1 and ``depth``.
     """
 
     def __init__(
@@ -71,6 +73,15 @@ class LanguageModel(L.LightningModule):
         checkpoint_every: int = 1,
     ):
         super().__init__()
+        if not 1 <= checkpoint_every <= depth:
+            raise ValueError(
+                text(
+                    zh=f"checkpoint_every 必须在 1 和 depth（{depth}）之间，"
+                    f"现在是 {checkpoint_every}。",
+                    en=f"checkpoint_every must be between 1 and depth ({depth}), "
+                    f"not {checkpoint_every}.",
+                )
+            )
         self.save_hyperparameters()
         self.model = Transformer(
             Sizes(depth, width, heads, sequence, vocabulary=vocabulary, dropout=dropout)

@@ -472,7 +472,22 @@ class _Simulation(FakeTensorMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs and "device" in kwargs:
             _check_device(kwargs["device"])
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        except AssertionError as error:
+            if "convert all Tensors to FakeTensors" not in str(error):
+                raise
+            raise RuntimeError(_real_among_simulated(func)) from error
+
+
+def _real_among_simulated(func: Any) -> str:
+    name = str(func._overloadpacket)
+    return text(
+        zh=f"{name} 同时拿到了真实张量和模拟张量，或者只有真实张量：模型、输入和优化器都要在 "
+        "with simulated(): 里面新建。",
+        en=f"{name} was given real tensors under simulated(): build the model, its inputs and the "
+        "optimizer inside the `with simulated():` too.",
+    )
 
 
 class _RefuseMissingDevices(TorchFunctionMode):

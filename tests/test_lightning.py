@@ -141,6 +141,12 @@ def test_every_second_block():
     assert wrapped(model) == ["model.blocks.1", "model.blocks.3"]
 
 
+@pytest.mark.parametrize("every", (0, -1, 5))
+def test_an_impossible_k_is_refused_also_with_the_flag_off(every):
+    with pytest.raises(ValueError, match=f"between 1 and depth \\(4\\), not {every}"):
+        small(checkpoint_every=every)
+
+
 def test_configure_model_again_and_again():
     model = small(gradient_checkpointing=True)
     keys = list(small().state_dict())

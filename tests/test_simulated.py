@@ -15,6 +15,7 @@ from independent import Step
 from steps import STEPS, Blocks
 from torch import nn
 
+from course_lib import language
 from course_lib.memory import MemoryTrace, Role, measure, simulated
 
 UNSEEN = {Role.WORKSPACE, Role.RANDOM_STATE}
@@ -252,3 +253,19 @@ def test_the_error_speaks_chinese() -> None:
             torch.zeros(2, device="cuda")
     finally:
         language.choose(before)
+
+
+@pytest.mark.parametrize("chosen", ("zh", "en"))
+def test_a_real_model_is_told_to_be_built_inside(chosen: str) -> None:
+    model, x = nn.Linear(4, 4), torch.ones(2, 4)
+    before = language.language()
+    language.choose(chosen)
+    try:
+        with simulated(), pytest.raises(RuntimeError) as caught:
+            measure(lambda: model(torch.ones(2, 4)), model)
+        assert {"zh": "新建", "en": "build the model"}[chosen] in str(caught.value)
+        with simulated(), pytest.raises(RuntimeError, match=r"aten\.sin"):
+            x.sin()
+    finally:
+        language.choose(before)
+    assert measure(lambda: model(x).sum().backward(), model).source == "cpu allocator"
