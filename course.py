@@ -466,7 +466,7 @@ def test(arguments, root=ROOT):
         return become([*pytest, *arguments], env, root)
     # In two processes. The conftest of tests/ says what belongs together; of the notebooks, each
     # is run by one.
-    pytest += ["-q", "--durations=5", "-n", "2"]
+    pytest += ["-q", "--durations=20", "-n", "2"]
     say("[1/2] 测试", "[1/2] tests")
     grouped = ["--dist", "loadscope", "--no-loadscope-reorder"]
     first = run([*pytest, *grouped, "tests"], env, root)

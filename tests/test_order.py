@@ -12,6 +12,7 @@ from out_of_order import (
     ambiguous,
     asked_for,
     needs,
+    remember_all,
     remember_setup,
     run_in_random_orders,
     wrong_turns,
@@ -156,7 +157,10 @@ def test_faults_of_a_bad_lesson_are_found(tmp_path):
         before = [started.run(lesson.code[0])]
         remember_setup(started)
         before += [started.run(cell) for cell in lesson.code[1:]]
-        wrong = wrong_turns(lesson, before, run_in_random_orders(lesson, started, before, range(8)))
+        remember_all(started)
+        wrong = wrong_turns(
+            lesson, before, run_in_random_orders(lesson, started, before, range(8), set())
+        )
     said = "\n".join(wrong)
     assert "'int' object is not subscriptable" in said and "KeyError: 'key'" in said
     assert "NameError" in said and ", in order" in said  # the one that was swallowed
