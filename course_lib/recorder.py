@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import linecache
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -313,22 +314,30 @@ class Recorder(TorchDispatchMode):
     @contextlib.contextmanager
     def listening(self, model: nn.Module | None, optimizer: Optimizer | None) -> Iterator[None]:
         """Record the body; afterwards nothing is left behind, also if it raised."""
-        with contextlib.ExitStack() as stack:
-            for handle in (
-                module_hooks.register_module_forward_pre_hook(self._enter_module),
-                module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
-                register_optimizer_step_pre_hook(self._enter_optimizer),
-                register_optimizer_step_post_hook(self._leave_optimizer),
-            ):
-                stack.callback(handle.remove)
-            first_node = torch.autograd._get_sequence_nr()
-            self.source.start()
-            stack.callback(lambda: self.stream.extend(self.source.stop()))
+        stack = contextlib.ExitStack()
+        try:
+            with _uninterrupted():
+                for register, hook in (
+                    (module_hooks.register_module_forward_pre_hook, self._enter_module),
+                    (_register_always_called, self._leave_module),
+                    (register_optimizer_step_pre_hook, self._enter_optimizer),
+                    (register_optimizer_step_post_hook, self._leave_optimizer),
+                ):
+                    stack.callback(register(hook).remove)
+                first_node = torch.autograd._get_sequence_nr()
+                self.source.start()
+                stack.callback(lambda: self.stream.extend(self.source.stop()))
             with self:
                 yield
             self.built_a_graph = torch.autograd._get_sequence_nr() > first_node
             for tensor, role in what_exists(model, optimizer):
                 self._give(role, [tensor])
+        finally:
+            try:
+                with _uninterrupted():
+                    stack.close()
+            finally:
+                stack.close()  # if an interrupt came just before: there is nothing left to do else
 
     def _give(self, role: Role, tensors: Iterable[Tensor | None]) -> None:
         given = [part for tensor in tensors if tensor is not None for part in parts(tensor)]
@@ -385,6 +394,31 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
 def state_of(optimizer: Optimizer) -> list[Tensor]:
     """The tensors in an optimizer's state, Adam's moments for example."""
     return [s for s in tree_leaves(list(optimizer.state.values())) if isinstance(s, Tensor)]
+
+
+_register_always_called = functools.partial(
+    module_hooks.register_module_forward_hook, always_call=True
+)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """An interrupt (Ctrl-C, the stop button) waits until the body has ended.
+
+    Otherwise one that comes while something is being set up could leave it behind for good.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[tuple] = []
+    signal.signal(signal.SIGINT, lambda *about: came.append(about))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
 
 
 # --- what autograd does when nobody watches -----------------------------------------------------

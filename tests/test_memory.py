@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_lib import language
+from course_lib import allocator, language, recorder
 from course_lib.memory import Event, MemoryTrace, Role, measure, measuring, simulated
 
 RANDOM_STATE = torch.get_rng_state().nbytes
@@ -985,3 +987,42 @@ def test_measuring_as_a_context() -> None:
 def test_a_tensor_elsewhere_is_refused(spoken: str) -> None:
     nowhere = torch.ones(3, device="meta")
     refused(NotImplementedError, lambda: measure(int, inputs=nowhere), "meta", "one on meta")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (recorder, "register_optimizer_step_pre_hook"),
+        (recorder, "register_optimizer_step_post_hook"),
+        (allocator, "_prepare_profiler"),
+        (allocator, "_enable_profiler"),
+        (allocator, "_disable_profiler"),
+    ],
+)
+def test_an_interrupt_while_setting_up_or_clearing_up_leaves_nothing(
+    module, name, monkeypatch, interruptible
+) -> None:
+    """The stop button is pressed just when the call has done its work and before it returns."""
+    measured_anew("mlp")
+    before, real = surroundings(), getattr(module, name)
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        result = real(*given, **more)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    step = STEPS["mlp"]()
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(step.run, step.model, step.optimizer, step.inputs)
+    monkeypatch.undo()
+    assert surroundings() | {"random state": 0} == before | {"random state": 0}
+    assert measured_anew("mlp").peak == count(STEPS["mlp"]).peak
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
