@@ -214,14 +214,14 @@ class Explorer(ipywidgets.VBox):
     def _drawing(self, position: tuple[int, ...]) -> tuple[bytes, tuple[str, str]]:
         """The picture and its words, drawn now unless they have been before."""
         with style():  # one thread at a time
-            found = self._drawn.get((language(), position))
+            place = language(), position
+            found = self._drawn.get(place)
             # What has no sliders is drawn for something that changes.
             if found is None or not self._sliders:
                 data = self._frame(**self._values_at(position))
                 self._picture.clear()
                 self._draw(self._picture, data)
-                found = self._picture.png(), self._caption(data)
-                self._drawn[language(), position] = found
+                found = self._drawn[place] = self._picture.png(), self._caption(data)
                 if len(self._drawn) > REMEMBERED:
                     del self._drawn[next(iter(self._drawn))]
             return found

@@ -16,9 +16,10 @@ from typing import Any
 PAUSE = 0.15  # seconds without a cell, or a call, before anything is done
 _BREATH = 0.01  # seconds between two pieces of work, for messages that have come in meanwhile
 
-_waiting: list[weakref.WeakMethod] = []  # the last one's turn comes first
 _loop: asyncio.AbstractEventLoop | None = None  # the one that runs the cells
+_waiting: list[weakref.WeakMethod] = []  # the last one's turn comes first
 _due = False  # whether a turn is on its way
+_lock = threading.Lock()  # of the two above: sliders are heard on another thread
 _last_call = 0.0
 _last_cell = -1
 
@@ -39,12 +40,13 @@ def when_idle(work: Callable[[], bool]) -> None:
             return
     _last_call = time.monotonic()
     reference = weakref.WeakMethod(work)
-    if reference in _waiting:
-        _waiting.remove(reference)
-    _waiting.append(reference)
-    if not _due:
-        _due = True
-        _loop.call_soon_threadsafe(_later, PAUSE)
+    with _lock:
+        if reference in _waiting:
+            _waiting.remove(reference)
+        _waiting.append(reference)
+        if not _due:
+            _due = True
+            _loop.call_soon_threadsafe(_later, PAUSE)
 
 
 def _later(seconds: float) -> None:
@@ -58,14 +60,16 @@ def _turn() -> None:
     if cell != _last_cell or time.monotonic() - _last_call < PAUSE:
         _last_cell = cell
         return _later(PAUSE)
-    reference = _waiting[-1]
+    with _lock:
+        reference = _waiting[-1]
     work, more = reference(), False
     try:
         more = work is not None and work()
     finally:
-        if not more and reference in _waiting:
-            _waiting.remove(reference)
-        _due = bool(_waiting)
+        with _lock:
+            if not more:
+                _waiting.remove(reference)
+            _due = bool(_waiting)
         if _due:
             _later(_BREATH)
 

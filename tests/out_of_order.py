@@ -191,8 +191,12 @@ def wanted(error: str) -> str | None:
 
 
 def _says_which(error: str, above: list[NotebookNode]) -> bool:
-    line, found = wanted(error), MISSING.search(error)
-    name = found and (found["en"] or found["zh"])
-    return line is not None and any(
-        line in cell.source and (name is None or name in made_by(cell.source)) for cell in above
-    )
+    if found := MISSING.search(error):
+        name = found["en"] or found["zh"]
+        return any(
+            name in made_by(cell.source)
+            and found["line"] in map(str.strip, cell.source.splitlines())
+            for cell in above
+        )
+    line = wanted(error)
+    return line is not None and any(line in cell.source for cell in above)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import Screen, chromium, find_chromium, jupyterlab
+from lab import Screen, chromium, find_chromium, jupyterlab, percentile
 from page import named, table
 
 from notebooks import lessons
@@ -56,10 +56,6 @@ def section() -> Iterator[str]:
 def _latency(seconds: list[float]) -> list[str]:
     if not seconds:
         return ["0", "—", "—", "—"]
-    worst = (
-        statistics.quantiles(seconds, n=20, method="inclusive")[-1]
-        if len(seconds) > 1
-        else seconds[0]
-    )
+    worst = percentile(95, seconds)
     times = (statistics.median(seconds), worst, max(seconds))
     return [str(len(seconds)), *(f"{1000 * time:.0f}" for time in times)]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -572,3 +573,10 @@ class Handle:
         mouse.down()
         mouse.move(box["x"] + stop * box["width"], handle["y"] + handle["height"] / 2, steps=8)
         mouse.up()
+
+
+def percentile(percent: int, seconds: list[float]) -> float:
+    """The time that `percent` of them do not exceed."""
+    if len(seconds) == 1:
+        return seconds[0]
+    return statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]

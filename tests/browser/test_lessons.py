@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 from contrast import ENOUGH
-from lab import Screen, jupyterlab
+from lab import Screen, jupyterlab, percentile
 from notebook_rules import HAN
 
 from notebooks import build, lessons, python
@@ -80,11 +80,7 @@ def test_both_languages_side_by_side(screen):
 
 def latency(seconds: list[float]) -> str:
     """The time from handle to picture in words: median, 95th percentile, and the goal."""
-    worst = (
-        statistics.quantiles(seconds, n=20, method="inclusive")[-1]
-        if len(seconds) > 1
-        else seconds[0]
-    )
+    worst = percentile(95, seconds)
     return (
         f"handle to picture, {len(seconds)} moves: median {1000 * statistics.median(seconds):.0f} "
         f"ms, 95th percentile {1000 * worst:.0f} ms (goal {GOAL_MILLISECONDS} ms)"
