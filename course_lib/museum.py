@@ -15,12 +15,13 @@ import ipywidgets
 from .exhibits import EXHIBITS, LOUDNESS, Exhibit, Inspection, number_of
 from .language import Table, on_change, spoken, text
 
+INK, RIGHT, WRONG = "#22262b", "#c9f2e2", "#fbd5d1"
 _CODE_STYLE = (
-    "background:#f5f6f8;color:#22262b;border-radius:8px;padding:10px 14px;margin:6px 0;"
+    f"background:#f5f6f8;color:{INK};border-radius:8px;padding:10px 14px;margin:6px 0;"
     "line-height:1.45;font-size:13px;overflow-x:auto;white-space:pre;"
     "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 )
-_CHANGED_STYLE = "background:#c9f2e2;color:#22262b;display:inline-block;min-width:100%"
+_CHANGED_STYLE = f"background:{RIGHT};color:{INK};display:inline-block;min-width:100%"
 
 
 def code_html(source: str, before: str | None = None) -> str:
@@ -179,11 +180,11 @@ class Museum(ipywidgets.VBox):
         self._answer.value = revelation(exhibit, *found) if found else ""
         guess = self.guesses.get(exhibit.name)
         for loudness, button in self._buttons.items():
-            button.button_style = ""
-            if found and loudness == found[0].loudness:
-                button.button_style = "success"
-            elif loudness == guess:
-                button.button_style = "danger"
+            # ipywidgets' own colours for right and wrong leave white words too faint.
+            true = found is not None and loudness == found[0].loudness
+            colour = RIGHT if true else WRONG if loudness == guess else None
+            button.icon = "" if colour is None else "check" if true else "times"
+            button.style.button_color, button.style.text_color = colour, colour and INK
         seen, right = len(self.guesses), self.right
         self._score.value = spoken(
             f"猜中 {right} / {seen}，共 {len(self.exhibits)} 件",

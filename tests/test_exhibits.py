@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from contrast import ENOUGH, contrast
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -231,6 +232,24 @@ def test_a_first_guess_counts_and_a_second_does_not():
     museum.go_to("left-out")
     museum.guess("warning")
     assert museum.right == 1
+
+
+def test_right_and_wrong_are_told_by_sign_and_by_a_colour_that_can_be_read():
+    museum = Museum(EXHIBITS[:3])
+    museum.go_to("frozen-input")
+    look = lambda: {  # noqa: E731
+        name: (button.icon, button.style.button_color, button.style.text_color)
+        for name, button in museum._buttons.items()
+    }
+    plain = dict.fromkeys(look(), ("", None, None))
+    assert look() == plain
+    museum.guess("silent")
+    answered = look()
+    assert [answered[name][0] for name in ("warning", "silent", "error")] == ["check", "times", ""]
+    for _, behind, ink in (answered["warning"], answered["silent"]):
+        assert contrast(ink, behind) >= ENOUGH
+    museum.go_to("left-out")
+    assert look() == plain
 
 
 def test_nothing_runs_before_the_guess(monkeypatch):
