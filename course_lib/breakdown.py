@@ -21,7 +21,7 @@ from torch import Tensor
 from .explorers import Control, Explorer, progress
 from .figures import COLOURS, PHASE_IN_A_SENTENCE, Curve, draw_bars, draw_curves, size_text
 from .memory import Event, MemoryTrace, Phase, Role, measure, simulated
-from .models import Sizes, Transformer, random_tokens
+from .models import Sizes, Transformer, random_tokens, step_without_passes
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ def _after_a_step(sizes: Sizes) -> tuple[Transformer, torch.optim.AdamW]:
     """A model that has gradients, and AdamW with its moments."""
     model = Transformer(sizes)
     optimizer = torch.optim.AdamW(model.parameters())
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    step_without_passes(model, optimizer)
     return model, optimizer
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import ipywidgets
 
 from .figures import SIZE, Picture, image_html, style
-from .idle import when_idle
+from .idle import kernel_shell, when_idle
 from .language import columns, language, on_change, spoken, text
 
 Item = TypeVar("Item")
@@ -213,18 +213,20 @@ class Explorer(ipywidgets.VBox):
 
     def _drawing(self, position: tuple[int, ...]) -> tuple[bytes, tuple[str, str]]:
         """The picture and its words, drawn now unless they have been before."""
+        place = language(), position
+        found = self._drawn.get(place)
+        if found is not None:  # do not wait for what another thread is drawing
+            return found
         with style():  # one thread at a time
-            place = language(), position
-            found = self._drawn.get(place)
-            # What has no sliders is drawn for something that changes.
-            if found is None or not self._sliders:
-                data = self._frame(**self._values_at(position))
-                self._picture.clear()
-                self._draw(self._picture, data)
-                found = self._drawn[place] = self._picture.png(), self._caption(data)
+            data = self._frame(**self._values_at(position))
+            self._picture.clear()
+            self._draw(self._picture, data)
+            found = self._picture.png(), self._caption(data)
+            if self._sliders:  # what has none is drawn for something that changes
+                self._drawn[place] = found
                 if len(self._drawn) > REMEMBERED:
                     del self._drawn[next(iter(self._drawn))]
-            return found
+        return found
 
     def _draw_ahead(self) -> bool:
         """Draw a position that a slider may be moved to next; False if none is left."""
@@ -346,11 +348,10 @@ def progress(items: Iterable[Item], *, zh: str, en: str) -> Iterator[Item]:
 @contextlib.contextmanager
 def _bar(length: int, words: str) -> Iterator[Callable[[int], None]]:
     """A bar on display; the value sets how far it has come."""
-    from IPython import get_ipython
     from IPython.display import display
 
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, "kernel"):
+    shell = kernel_shell()
+    if shell is None:
         yield lambda done: None
         return
     bar = ipywidgets.IntProgress(

@@ -32,7 +32,7 @@ def when_idle(work: Callable[[], bool]) -> None:
     """
     global _loop, _due, _last_call
     if _loop is None:
-        if _shell() is None or threading.current_thread() is not threading.main_thread():
+        if kernel_shell() is None or threading.current_thread() is not threading.main_thread():
             return
         try:
             _loop = asyncio.get_running_loop()
@@ -56,7 +56,7 @@ def _later(seconds: float) -> None:
 
 def _turn() -> None:
     global _due, _last_cell
-    cell = _shell().execution_count
+    cell = kernel_shell().execution_count
     if cell != _last_cell or time.monotonic() - _last_call < PAUSE:
         _last_cell = cell
         return _later(PAUSE)
@@ -74,8 +74,8 @@ def _turn() -> None:
             _later(_BREATH)
 
 
-def _shell() -> Any:
-    """IPython's, if it belongs to a kernel."""
+def kernel_shell() -> Any:
+    """IPython's shell, if it belongs to a notebook's kernel; else None."""
     from IPython import get_ipython
 
     shell = get_ipython()

@@ -22,7 +22,7 @@ from .figures import COLOURS, FAINT, draw_timeline, size_text
 from .gradients import UnequalWork
 from .language import Table, text
 from .memory import MemoryTrace, Role, measure, simulated
-from .models import Block, Sizes, Transformer, random_tokens
+from .models import Block, Sizes, Transformer, random_tokens, step_without_passes
 from .wrapping import checkpoint_blocks
 
 
@@ -228,9 +228,7 @@ def simulated_peaks(sizes: Sizes, flag: bool, batches: Iterable[int]) -> Iterato
             model.loss(tokens).backward()
             optimizer.step()
 
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # Adam's moments come into being
+        step_without_passes(model, optimizer)  # Adam's moments come into being
         for batch in batches:
             tokens = random_tokens(replace(sizes, batch=batch))
             yield measure(partial(step, tokens), model, optimizer, tokens).peak

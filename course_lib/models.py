@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,13 @@ class PaperBlock(nn.Module):
         if self.fused_dropout:
             return torch.native_dropout(x, self.rate, True)[0]
         return functional.dropout(x, self.rate)
+
+
+def step_without_passes(model: nn.Module, optimizer: Optimizer) -> None:
+    """Bring gradients and the optimizer's state into being, as a first step does, but faster."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
 
 
 def random_tokens(sizes: Sizes) -> Tensor:
