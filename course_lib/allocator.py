@@ -118,7 +118,7 @@ class CPUAllocator:
             raise RuntimeError(
                 text(
                     zh="step 自己也用了 profiler，它一结束，measure 的那个也跟着结束了。"
-                    "请在没有 profiler 的 step 上测量。",
+                    "请去掉 step 里的 profiler 再测。",
                     en="The step used a profiler itself, and measure's own ended together with "
                     "it. Measure the step without a profiler.",
                 )

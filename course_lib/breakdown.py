@@ -141,7 +141,7 @@ def families(
     return {
         (sequence, depth, width): Family(Sizes(sequence=sequence, depth=depth, width=width))
         for sequence, depth, width in progress(
-            wanted, zh="模拟每一种尺寸", en="Simulating every combination of sizes"
+            wanted, zh="逐个模拟尺寸组合", en="Simulating every combination of sizes"
         )
     }
 

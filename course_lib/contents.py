@@ -83,9 +83,9 @@ CLAIMS = (
           "x = checkpoint(self.layer1, x) saves only the output of layer1", "03"),
     Claim("A7", "把单个层包进 checkpoint 就能省内存",
           "Wrapping single layers in checkpoint saves memory", "03"),
-    Claim("A8", "给模型传 gradient_checkpointing=True 就打开了它",
+    Claim("A8", "给模型传 gradient_checkpointing=True，就打开了梯度检查点",
           "Passing gradient_checkpointing=True to a model turns it on", "04"),
-    Claim("A9", "Lightning 的 gradient_checkpointing 参数会自动用到所有层",
+    Claim("A9", "Lightning 的 gradient_checkpointing 参数会自动应用到所有层",
           "Lightning's gradient_checkpointing parameter applies it to all layers automatically",
           "04"),
     Claim("A10", "通常节省 30–50% 的内存",
@@ -138,7 +138,7 @@ def verdicts(**found: tuple[str, str]) -> Table:
     known = {claim.key: claim for claim in CLAIMS}
     rows = [[key, (known[key].zh, known[key].en), verdict] for key, verdict in found.items()]
     _tick(set(found))
-    return Table([("", ""), ("文章说", "articles say"), ("你的结论", "your verdict")], rows)
+    return Table([("", ""), ("文章说", "articles say"), ("结论", "verdict")], rows)
 
 
 def _ticks_file() -> Path:

@@ -118,9 +118,9 @@ def _draw(figure: Figure, choice: Choice) -> None:
     trace, plain = choice.chosen.trace, choice.plain.trace
     count, share = choice.chosen.checkpoints, trace.peak / plain.peak
     title = (
-        f"{count} 个检查点：峰值 {size_text(trace.peak)}，是不用时的 {share:.0%}",
+        f"{count} 个检查点：峰值 {size_text(trace.peak)}，是不用检查点时的 {share:.0%}",
         f"{count} checkpoint{'s' * (count != 1)}: the peak is {size_text(trace.peak)}, "
-        f"{share:.0%} of that without",
+        f"{share:.0%} of the peak without",
     )
     draw_timeline(figure, trace, title=title, limit=choice.highest)
 

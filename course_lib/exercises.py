@@ -257,7 +257,7 @@ def check_segments(answer: Callable[[int, int], Any]) -> Verdict:
             parts = [[operator.index(layer) for layer in part] for part in found]
         except TypeError:
             fault = (f"应返回由 {k} 个 range 组成的列表，得到的是 {_briefly(found)}。",
-                     f"a list of {k} ranges is wanted, not {_briefly(found)}.")  # fmt: skip
+                     f"expected a list of {k} ranges, got {_briefly(found)}.")  # fmt: skip
         except Exception as error:  # of a generator
             return raised(error)
         else:
@@ -274,7 +274,7 @@ def check_segments(answer: Callable[[int, int], Any]) -> Verdict:
 
 def _fault_in_segments(parts: list[list[int]], n: int, k: int) -> tuple[str, str] | None:
     if len(parts) != k:
-        return f"要 {k} 段，得到 {len(parts)} 段。", f"{k} segments are wanted, not {len(parts)}."
+        return f"要 {k} 段，得到 {len(parts)} 段。", f"expected {k} segments, got {len(parts)}."
     layers = [layer for part in parts for layer in part]
     if missing := sorted(set(range(n)) - set(layers)):
         return f"漏了第 {missing[0]} 层。", f"layer {missing[0]} is in no segment."
@@ -321,10 +321,10 @@ def _fault_in_choice(said: Any, best: int, budget: int, measured: Sequence[Any])
     chosen = next((result for result in measured if result.checkpoints == said), None)
     if best == -1:
         return (f"没有一种放得下，应返回 -1，得到 {shown}。",
-                f"nothing fits, so -1 is expected, not {shown}.")  # fmt: skip
+                f"nothing fits: expected -1, got {shown}.")  # fmt: skip
     if said is None:
         return (f"应返回检查点的数量，得到的是 {shown}。",
-                f"a number of checkpoints is wanted, not {shown}.")  # fmt: skip
+                f"expected a number of checkpoints, got {shown}.")  # fmt: skip
     if chosen is None:
         return (f"得到 {said}，而 {best} 个检查点放得下。",
                 f"yours is {said}, but {best} checkpoints fit.")  # fmt: skip
@@ -369,7 +369,7 @@ def check_kept_bytes(answer: Callable[[int, int, int, int], Any]) -> Verdict:
             return Verdict(
                 "wrong",
                 f"应返回字节数，得到的是 {_briefly(said)}。",
-                f"a number of bytes is wanted, not {_briefly(said)}.",
+                f"expected a number of bytes, got {_briefly(said)}.",
             )
         if number != expected:
             return _wrong_kept_bytes(number, expected, sizes, block)

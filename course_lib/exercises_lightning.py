@@ -281,7 +281,7 @@ def _check_files(answer: type[Regressor], folder: str) -> None:
         if digest(other) != digest(model):
             raise _Fault(
                 f"用 gradient_checkpointing={flag} 存下的文件，换另一种设置读进来权重就不同了。",
-                f"A file saved with gradient_checkpointing={flag} gives other weights when loaded "
+                f"A file saved with gradient_checkpointing={flag} gives different weights when loaded "
                 "with the other setting.",
             )
 
@@ -314,7 +314,7 @@ def check_repaired(answer: Callable[[Mute], Any]) -> Verdict:
                 return Verdict(
                     "wrong",
                     "重算的次数对了，但损失或权重与原来的不同。",
-                    "The right number of recomputations, but other losses or weights.",
+                    "The right number of recomputations, but different losses or weights.",
                 )
     except Exception as error:
         return raised(error)
@@ -336,7 +336,7 @@ def _not_repaired(flag: bool, counts: list[int], wanted: int) -> Verdict:
                   "Still nothing is recomputed. Who reads gradient_checkpointing, and on which "
                   "object?")  # fmt: skip
     else:
-        zh, en = "有的层多了，有的层少了。", "Some layers have too many, some too few."
+        zh, en = "有的层调用次数多了，有的少了。", "Some layers have too many, some too few."
     return Verdict(
         "wrong",
         f"gradient_checkpointing={flag}：各层 forward 调用 {counts} 次，应都是 {wanted}。{zh}",

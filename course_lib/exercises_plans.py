@@ -155,8 +155,9 @@ def _parts(answer: Any, inside: bool = False) -> Any:
         return operator.index(answer)
     raise ValueError(
         text(
-            zh=f"要层号和由层号组成的元组，现在是 {answer!r}。",
-            en=f"Numbers of layers and tuples of them are wanted, not {answer!r}.",
+            zh=f"方案由层号和元组组成，例如 (0, (1, 2), 3)，现在是 {answer!r}。",
+            en="A plan is layer numbers and tuples of them, such as (0, (1, 2), 3), "
+            f"not {answer!r}.",
         )
     )
 
@@ -203,7 +204,7 @@ def check_best_count(answer: Callable[[int, int, int], Any]) -> Verdict:
             return Verdict(
                 "wrong",
                 f"{where}：要 1 到 {n} 的整数，得到 {count!r}。",
-                f"{where}: an integer from 1 to {n} is wanted, not {count!r}.",
+                f"{where}: expected an integer from 1 to {n}, got {count!r}.",
             )
         best = min(range(1, n + 1), key=needed)
         if needed(count) > needed(best):

@@ -91,7 +91,7 @@ class Case:
 
 _RANDOM_HINT = (
     "第二次运行抽到了别的随机数：dropout 丢掉了另一些元素。",
-    "The second run drew other random numbers: dropout dropped other elements.",
+    "The second run drew different random numbers, so dropout dropped different elements.",
 )
 _AUTOCAST_HINT = (
     "重算时 autocast 是关着的：反向传播不在那个 with 里面。",
@@ -254,7 +254,7 @@ def _check_same(case: Case, plain: _Run, theirs: _Run) -> None:
             "梯度对了，但这一步之后的随机数状态与不用检查点时不同："
             "之后抽的随机数都变了。重算结束后要放回原来的状态。",
             "gradients agree, but the random state after the step is not what it would be "
-            "without a checkpoint: later draws get other numbers. Put the state back after the "
+            "without a checkpoint: later draws get different numbers. Put the state back after the "
             "second run."))  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def _check_calls(where: Words, calls: tuple[int, int], expected: int = 2) -> Non
     if total == 1:
         raise _wrong(where, (
             "函数总共只运行了 1 次，应为 2 次：没有重算，里面的值就都留着。",
-            "the function ran 1 time in all, expected 2: if nothing is recomputed, everything "
+            "the function ran only once in all, expected 2: if nothing is recomputed, everything "
             "inside was kept.",
         ))  # fmt: skip
     if total != expected:

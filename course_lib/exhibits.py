@@ -294,7 +294,7 @@ def forward(x):
         seen="gradient 0.weight",
         quoted="None of the inputs have requires_grad=True. Gradients will be None",
         why=(
-            "旧实现是一个 autograd.Function，只看得见自己的张量参数。它们都不需要梯度，"
+            "旧实现是一个 autograd.Function，只看得见直接传给它的张量。它们都不需要梯度，"
             "输出也就不需要，"
             "块里的参数永远等不到梯度。loss 照样下降：后面的层还在学。",
             "The old implementation is an autograd.Function and sees only its tensor arguments. "
@@ -348,7 +348,7 @@ def forward(x):
     Exhibit(
         row=4,
         name="dropout",
-        title=("重计算时换了一张 dropout 掩码", "another dropout mask in the recomputation"),
+        title=("重计算时换了一张 dropout 掩码", "a different dropout mask in the recomputation"),
         loudness="silent",
         code="""\
 model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8))
@@ -370,7 +370,7 @@ def forward(x):
             "another function. Shapes and types agree, so no check objects.",
         ),
         remedy=(
-            "区域里有随机数，就不要关 preserve_rng_state；"
+            "块里有随机数，就不要关 preserve_rng_state；"
             "省下的只是每次调用的一点时间和一份随机数状态。",
             "Leave preserve_rng_state on wherever there is randomness; off, it only saves a little "
             "time per call and one random state.",
@@ -480,7 +480,7 @@ def forward(x):
             "Without the checkpoint this is fine: tanh keeps its output. The checkpoint keeps the "
             "input x, whose version has changed, and the backward pass raises.",
         ),
-        remedy=("换成不就地的写法。", "Write it out of place."),
+        remedy=("换成不就地修改的写法。", "Write it out of place."),
     ),
     Exhibit(
         row=8,
@@ -1034,7 +1034,7 @@ def step():
     Exhibit(
         row=25,
         name="budget-elsewhere",
-        title=("博客里的配置项不存在", "a setting that only a blog has"),
+        title=("博客里的配置项不存在", "a setting that exists only in a blog"),
         loudness="error",
         code="""\
 import torch._dynamo.config, torch._functorch.config
@@ -1061,9 +1061,9 @@ def step():
             "torch._dynamo.config; the budget is in fact in torch._functorch.config.",
         ),
         remedy=(
-            "用 torch._functorch.config.patch 限定范围。编译器拿预算做什么，见第 06 课。",
+            "用 torch._functorch.config.patch 限定范围。编译器拿预算做什么，不在这门课里。",
             "Set it with torch._functorch.config.patch. What the compiler makes of a budget "
-            "is the subject of lesson 06.",
+            "is beyond this course.",
         ),
         issues=("pytorch/pytorch#161650",),
     ),

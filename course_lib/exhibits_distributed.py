@@ -224,8 +224,7 @@ step = lambda: model(x.requires_grad_()).sum().backward()
         quoted="Expected to mark a variable ready only once",
         why=(
             "DDP 在计算图里找没用到的参数。旧实现的图里没有块里的参数，DDP 当它们没用到，"
-            "先登记一次；"
-            "反向时梯度真的来了，又登记一次。",
+            "先标记为就绪（ready）；反向时梯度真的来了，又标记一次。",
             "DDP searches the graph for unused parameters. The old implementation's graph does not "
             "show the block's, so DDP marks them ready as unused; then their gradients do arrive, "
             "and they are marked again.",
@@ -266,7 +265,7 @@ model = DDP(Net())
 step = lambda: model(x.requires_grad_()).sum().backward()
 """,
         why=(
-            "DDP 在参数的梯度第一次到齐时就取平均。旧实现里，每个检查点各做一次反向传播，"
+            "DDP 在参数的梯度第一次到达时就取平均。旧实现里，每个检查点各做一次反向传播，"
             "第二份梯度是在"
             "取平均之后才加上去的，两个进程从此各走各的。",
             "DDP averages a gradient when it first arrives. In the old implementation each "

@@ -545,7 +545,7 @@ def _time_ruler(panel: Panel, over: str, crumb: int) -> None:
     zh, en = "分配与释放，按先后顺序", "allocations and frees in order"
     if crumb:
         zh += f"（小于 {size_text(crumb)} 的按大小变窄）"
-        en += f" (those under {size_text(crumb)} are narrower)"
+        en += f" (those under {size_text(crumb)} drawn narrower)"
     panel.x_ruler([], [], text(zh=zh, en=en, between="\n"))
 
 

@@ -59,19 +59,19 @@ MEMORY = (
     Term("优化器状态", "optimizer state", r"优化器状态", r"optimi[sz]er states?", "01", (
         "优化器为每个参数记住的东西。Adam 记两个动量，与参数一样大，所以是参数的两倍。",
         "What the optimizer remembers about each parameter. Adam keeps two moments, each as "
-        "large as the parameter, so two times its bytes.")),
+        "large as the parameter, so twice its bytes.")),
     Term("临时量", "temporary", r"临时", r"temporar(y|ies)(?! \w*(file|folder|director))", "01", (
         "算子之间很快就用完、谁也不保存的张量。它活得短，但峰值往往有它一份。",
-        "A tensor that is soon used up and that nothing saves. It does not live long, yet it "
-        "often has its share in the peak.")),
+        "A short-lived tensor that autograd does not save. It is soon freed, but often adds to "
+        "the peak.")),
     Term("算子工作区", "workspace", r"算子工作区", r"workspace", "01", (
-        "一个算子在内部申请、结束前释放的内存，例如卷积。张量层面看不到，只有分配器知道。",
-        "Memory that an operator takes and returns inside itself, as convolutions do. No tensor "
-        "shows it; only the allocator knows.")),
+        "一个算子（例如卷积）在内部申请、结束前释放的内存。张量层面看不到，只有分配器知道。",
+        "Memory that an operator allocates and frees internally, as convolutions do. It never "
+        "shows up as a tensor; only the allocator sees it.")),
     Term("峰值", "peak", r"峰值", r"peaks?", "00", (
         "一步之中分配器给出的字节最多的那一刻，也指那一刻的字节数。会不会 out of memory 由它决定。",
-        "The moment of a step at which the allocator has handed out most bytes, and how many "
-        "they are. It decides whether you run out of memory.")),
+        "The moment of a step at which the allocator has handed out the most bytes; also that "
+        "number of bytes. It decides whether you run out of memory.")),
     Term("显存", "GPU memory", r"显存", r"GPU memory", "04", (
         "GPU 自己的内存，不能像主机内存那样换到磁盘上。",
         "The memory of the GPU itself, which cannot be swapped to disk as the host's can.")),
@@ -140,8 +140,8 @@ PYTORCH = (
         "配置里打开一项功能的值，例如 `gradient_checkpointing: true`。",
         "A value in a config that turns something on, such as `gradient_checkpointing: true`.")),
     Term("滑块", "slider", r"滑块", r"sliders?", "00", (
-        "拖动它就换一个参数，图随之改变。背后都是量好的或精确算出的结果。",
-        "Drag it to change a parameter, and the picture follows. Behind it are results that were "
+        "拖动它就换一个取值，图随之改变。背后都是量好的或精确算出的结果。",
+        "Drag it to another value, and the picture follows. Behind it are results that were "
         "measured or exactly computed.")),
 )  # fmt: skip
 

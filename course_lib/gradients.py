@@ -384,8 +384,8 @@ def _other_random_state(name: str) -> Difference:
     return Difference(
         "random state",
         name,
-        f"{name} 的随机数发生器停在另一个位置：下一步抽到的随机数会不同。",
-        f"the random generator of {name} ends up elsewhere: the next step draws other numbers.",
+        f"{name} 的随机数生成器停在另一个位置：下一步抽到的随机数会不同。",
+        f"the random generator of {name} ends up elsewhere: the next step draws different numbers.",
     )
 
 

@@ -190,9 +190,9 @@ def _draw_every(figure: Figure, data: EveryKth) -> None:
     trace, share = data.run.trace, data.run.trace.peak / data.plain.trace.peak
     title = (
         f"k = {data.every}，{data.blocks} 个检查点：峰值 {size_text(trace.peak)}，"
-        f"是不用时的 {share:.0%}",
+        f"是不用检查点时的 {share:.0%}",
         f"k = {data.every}, {data.blocks} checkpoint{'s' * (data.blocks != 1)}: the peak is "
-        f"{size_text(trace.peak)}, {share:.0%} of that without",
+        f"{size_text(trace.peak)}, {share:.0%} of the peak without",
     )
     draw_timeline(figure, trace, title=title, limit=data.highest)
 

@@ -52,7 +52,7 @@ def check_installation(requirements: Path = _REQUIREMENTS) -> Table:
             continue
         state = ("✓ 就绪", "✓ ready")
         if found != wanted:
-            state = ("△ 版本不同，数字可能略有出入", "△ different version: some figures may differ")
+            state = ("△ 版本不同，数字可能略有出入", "△ different version: some numbers may differ")
         rows.append([name, wanted, found, state])
-    return Table([("包", "package"), ("课程用的版本", "the course's"), ("这里的版本", "here"),
-                  ("状态", "state")], rows)  # fmt: skip
+    return Table([("包", "package"), ("课程用的版本", "course version"), ("这里的版本", "version here"),
+                  ("状态", "status")], rows)  # fmt: skip

@@ -107,6 +107,19 @@ class MemoryTrace:
     alive_at_peak: tuple[Block, ...] = field(repr=False)
     events: tuple[Event, ...] = field(repr=False)
 
+    def peak_without(self, *roles: Role) -> int:
+        """The highest total, in bytes, of everything but ``roles``; it may fall elsewhere.
+
+        Without workspace, it is the same on every machine: how much workspace an operator takes
+        depends on the CPU's instructions and the number of threads.
+        """
+        total = peak = sum(size for role, size in self.before.items() if role not in roles)
+        for event in self.events:
+            if event.role not in roles:
+                total += event.size
+                peak = max(peak, total)
+        return peak
+
     def plot(self) -> Figure:
         """Memory over time, stacked by role, the peak marked."""
         from .figures import timeline
@@ -483,7 +496,7 @@ class _Simulation(FakeTensorMode):
 def _real_among_simulated(func: Any) -> str:
     name = str(func._overloadpacket)
     return text(
-        zh=f"{name} 同时拿到了真实张量和模拟张量，或者只有真实张量：模型、输入和优化器都要在 "
+        zh=f"在 simulated() 里面，{name} 收到了真实张量。模型、输入和优化器都要在 "
         "with simulated(): 里面新建。",
         en=f"{name} was given real tensors under simulated(): build the model, its inputs and the "
         "optimizer inside the `with simulated():` too.",

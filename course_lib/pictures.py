@@ -76,6 +76,6 @@ def roles_table(
     totals = (f"{_peak(of):,}" for of in there)
     rows.append([("合计 = 峰值", "total = peak"), f"{trace.peak:,}", "100.0%", *totals])
     return Table(
-        [("角色", "role"), ("字节", "bytes"), ("占比", "share"), *((card, card) for card in gpus)],
+        [("用途", "role"), ("字节", "bytes"), ("占比", "share"), *((card, card) for card in gpus)],
         rows,
     )

@@ -39,7 +39,7 @@ CHECKPOINT = COLOURS[Role.CHECKPOINT]
 def layers_table(chain: Chain) -> Table:
     """What each layer of a chain costs."""
     return Table(
-        [("", ""), ("层", "layer"), ("存下时保存", "kept if stored"), ("输出", "output"),
+        [("", ""), ("层", "layer"), ("存下时保存", "memory if kept"), ("输出", "output"),
          ("参数梯度", "gradients"), ("前向 FLOPs", "forward FLOPs")],
         [
             [str(i), layer.name, size_text(layer.kept), size_text(layer.boundary),
@@ -74,7 +74,7 @@ def sweep_counts(
     """Predict even spacing with each number of checkpoints."""
     found = {
         count: predict(even_plan(chain, count), chain)
-        for count in progress(counts, zh="每种检查点数量", en="Each number of checkpoints")
+        for count in progress(counts, zh="逐个预测检查点数量", en="Each number of checkpoints")
     }
     return Counts(found, formula)
 
@@ -153,7 +153,7 @@ def plan_budgets(chain: Chain, count: int = 41) -> Budgets:
     known = [(plan, predict(plan, chain)) for plan in evens]
     best, even = {}, {}
     budgets = [low + (high - low) * i // (count - 1) for i in range(count)]
-    for budget in progress(budgets, zh="每种预算的最优方案", en="The best plan for each budget"):
+    for budget in progress(budgets, zh="逐个求各预算的最优方案", en="The best plan for each budget"):
         best[budget] = best_plan(chain, budget)
         fitting = [one for one in known if one[1].peak <= budget]
         even[budget] = min(fitting, key=lambda one: one[1].recomputed_flops, default=None)
@@ -375,7 +375,7 @@ class Placement(ipywidgets.VBox):
         names = {
             "keep": text(zh="存下", en="kept"),
             "begin": text(zh="重算，从这里开始一段", en="recomputed, a segment begins here"),
-            "join": text(zh="重算，和前一层一段", en="recomputed with the layer before"),
+            "join": text(zh="重算，与前一层同属一段", en="recomputed with the layer before"),
         }
         for i, (button, state) in enumerate(zip(self._buttons, self.states, strict=True)):
             button.description = f"┃{i}" if state == "begin" else str(i)

@@ -455,7 +455,7 @@ class BudgetTooSmall(ValueError):
     def __init__(self, budget: int, smallest: int):
         super().__init__(
             text(
-                zh=f"预算 {budget:,} 字节放不下：不嵌套的计划最少要 {smallest:,} 字节。",
+                zh=f"预算 {budget:,} 字节放不下：不嵌套的方案最少要 {smallest:,} 字节。",
                 en=f"A budget of {budget:,} bytes is too small: without nesting, {smallest:,} "
                 "bytes is the least that a plan needs.",
             )
@@ -721,8 +721,8 @@ def nested_plan(layers: int, snapshots: int) -> Plan:
     if layers < 1 or snapshots < 0:
         raise ValueError(
             text(
-                zh=f"层数至少 1、快照数至少 0，现在是 {layers} 和 {snapshots}。",
-                en=f"At least 1 layer and 0 snapshots are needed, not {layers} and {snapshots}.",
+                zh=f"层数至少是 1，存下的输入数至少是 0，现在是 {layers} 和 {snapshots}。",
+                en=f"At least 1 layer and 0 stored inputs are needed, not {layers} and {snapshots}.",
             )
         )
     return Plan(_nested(0, layers, min(snapshots, layers - 1)))

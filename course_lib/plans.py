@@ -53,7 +53,7 @@ class Plan:
         if layers != list(range(len(layers))):
             raise ValueError(
                 text(
-                    zh=f"计划里的层必须依次是 0 到 {len(layers) - 1}，各一次，现在是 {layers}。",
+                    zh=f"方案里的层必须依次是 0 到 {len(layers) - 1}，各一次，现在是 {layers}。",
                     en=f"A plan's layers must be 0 to {len(layers) - 1} in order, each once, "
                     f"not {layers}.",
                 )
@@ -141,7 +141,7 @@ def _check_length(plan: Plan, count: int) -> None:
     if len(plan) != count:
         raise ValueError(
             text(
-                zh=f"计划有 {len(plan)} 层，模型有 {count} 层。",
+                zh=f"方案有 {len(plan)} 层，模型有 {count} 层。",
                 en=f"The plan has {len(plan)} layers, the model {count}.",
             )
         )

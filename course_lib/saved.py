@@ -71,7 +71,7 @@ class SavedTensors:
     def table(self) -> Table:
         """The list as a table, parameters left out."""
         return Table(
-            [("字节", "bytes"), ("形状", "shape"), ("类型", "dtype"), ("角色", "role"),
+            [("字节", "bytes"), ("形状", "shape"), ("类型", "dtype"), ("用途", "role"),
              ("模块", "module"), ("算子", "operator"), ("代码行", "line")],
             [
                 (f"{saved.size:,}", list(saved.shape), str(saved.dtype).removeprefix("torch."),
@@ -86,7 +86,7 @@ class SavedTensors:
         for saved in self:
             if saved.role is Role.PARAMETER:
                 continue
-            name = ("另一个值", "another value")
+            name = ("其他值", "another value")
             if saved.is_output:
                 name = ("输出", "output")
             if saved.role is Role.INPUT:
@@ -94,7 +94,7 @@ class SavedTensors:
             words.append([f"{part} {list(saved.shape)}" for part in name])
         if not words:
             return "什么也不存", "nothing"
-        return "，".join(zh for zh, _ in words), ", ".join(en for _, en in words)
+        return "、".join(zh for zh, _ in words), ", ".join(en for _, en in words)
 
     def __str__(self) -> str:
         return str(self.table())

@@ -35,15 +35,6 @@ def measured(step: Step) -> MemoryTrace:
     return measure(step.run, step.model, step.optimizer, step.inputs)
 
 
-def peak_without_the_unseen(trace: MemoryTrace) -> int:
-    total = peak = sum(size for role, size in trace.before.items() if role not in UNSEEN)
-    for event in trace.events:
-        if event.role not in UNSEEN:
-            total += event.size
-            peak = max(peak, total)
-    return peak
-
-
 def alive_by_role(trace: MemoryTrace) -> dict[Role, int]:
     alive = dict.fromkeys(Role, 0) | trace.before
     for event in trace.events:
@@ -58,7 +49,7 @@ def test_equals_the_real_run_to_the_byte(name: str) -> None:
     with simulated():
         trace = measured(STEPS[name]())
     assert trace.source == "simulated"
-    assert sum(trace.at_peak.values()) == trace.peak == peak_without_the_unseen(real)
+    assert sum(trace.at_peak.values()) == trace.peak == real.peak_without(*UNSEEN)
     assert {*trace.at_peak} == {*trace.kept} == {*trace.before} == {*Role} - UNSEEN
     assert trace.kept == {r: size for r, size in real.kept.items() if r not in UNSEEN}
     assert alive_by_role(trace) == alive_by_role(real)
