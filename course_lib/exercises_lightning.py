@@ -281,8 +281,8 @@ def _check_files(answer: type[Regressor], folder: str) -> None:
         if digest(other) != digest(model):
             raise _Fault(
                 f"用 gradient_checkpointing={flag} 存下的文件，换另一种设置读进来权重就不同了。",
-                f"A file saved with gradient_checkpointing={flag} gives different weights when loaded "
-                "with the other setting.",
+                f"A file saved with gradient_checkpointing={flag} gives different weights when "
+                "loaded with the other setting.",
             )
 
 

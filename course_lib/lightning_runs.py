@@ -262,18 +262,35 @@ def largest_batch(sizes: Sizes, flag: bool, budget: int) -> int:
     return fits
 
 
-def sequences_per_second(sizes: Sizes, flag: bool, steps: int = 4) -> float:
-    """How many sequences a real training works through in a second; the median of some steps."""
+def sequences_per_second(
+    sizes: Sizes, settings: Sequence[tuple[bool, int]], rounds: int = 5
+) -> list[tuple[float, float, float]]:
+    """How many sequences a real training works through in a second: least, median, greatest.
+
+    ``settings``: flag and batch size of each training. They take turns, a step each, so that a
+    machine that slows down for a while slows them all.
+    """
+    steps = [_training_step(replace(sizes, batch=batch), flag) for flag, batch in settings]
+    rates: list[list[float]] = [[] for _ in steps]
+    for turn in range(rounds + 1):
+        for step, found, (_, batch) in zip(steps, rates, settings, strict=True):
+            begin = time.perf_counter()
+            step()
+            if turn:  # the first step allocates the optimizer's state
+                found.append(batch / (time.perf_counter() - begin))
+    return [(min(found), statistics.median(found), max(found)) for found in rates]
+
+
+def _training_step(sizes: Sizes, flag: bool) -> Callable[[], None]:
     model = Transformer(sizes)
     if flag:
         checkpoint_blocks(model, Block)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens = random_tokens(sizes)
-    seconds = []
-    for _ in range(steps + 1):
-        begin = time.perf_counter()
+
+    def step() -> None:
         optimizer.zero_grad()
         model.loss(tokens).backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - begin)
-    return sizes.batch / statistics.median(seconds[1:])
+
+    return step

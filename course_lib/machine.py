@@ -54,5 +54,6 @@ def check_installation(requirements: Path = _REQUIREMENTS) -> Table:
         if found != wanted:
             state = ("△ 版本不同，数字可能略有出入", "△ different version: some numbers may differ")
         rows.append([name, wanted, found, state])
-    return Table([("包", "package"), ("课程用的版本", "course version"), ("这里的版本", "version here"),
-                  ("状态", "status")], rows)  # fmt: skip
+    heads = [("包", "package"), ("课程用的版本", "course version"),
+             ("这里的版本", "version here"), ("状态", "status")]  # fmt: skip
+    return Table(heads, rows)

@@ -197,7 +197,8 @@ class Merge(nn.Module):
 
 
 def pyramid(depths: Sequence[int] = (3, 4, 6, 3), width: int = 64) -> list[nn.Module]:
-    """The layers of a vision Transformer in stages, as Swin and PVT are built.
+    """The layers of a vision Transformer in stages, as in Swin (arXiv:2103.14030), with
+    global attention.
 
     ``depths``: blocks in each stage; between stages tokens are merged. The first stage, with the
     most tokens, holds most of the activations, the last most of the parameters.

@@ -153,7 +153,9 @@ def plan_budgets(chain: Chain, count: int = 41) -> Budgets:
     known = [(plan, predict(plan, chain)) for plan in evens]
     best, even = {}, {}
     budgets = [low + (high - low) * i // (count - 1) for i in range(count)]
-    for budget in progress(budgets, zh="逐个求各预算的最优方案", en="The best plan for each budget"):
+    for budget in progress(
+        budgets, zh="逐个求各预算的最优方案", en="The best plan for each budget"
+    ):
         best[budget] = best_plan(chain, budget)
         fitting = [one for one in known if one[1].peak <= budget]
         even[budget] = min(fitting, key=lambda one: one[1].recomputed_flops, default=None)

@@ -722,7 +722,8 @@ def nested_plan(layers: int, snapshots: int) -> Plan:
         raise ValueError(
             text(
                 zh=f"层数至少是 1，存下的输入数至少是 0，现在是 {layers} 和 {snapshots}。",
-                en=f"At least 1 layer and 0 stored inputs are needed, not {layers} and {snapshots}.",
+                en="At least 1 layer and 0 stored inputs are needed, not "
+                f"{layers} and {snapshots}.",
             )
         )
     return Plan(_nested(0, layers, min(snapshots, layers - 1)))

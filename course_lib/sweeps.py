@@ -1,8 +1,8 @@
 """Sweeps of lesson 03: the segments of ``checkpoint_sequential``, and kinds of models.
 
 The first is measured on real tensors and put behind a slider. The second asks what checkpoints
-save and cost for models of different kinds: bytes and FLOPs with simulated tensors, at the sizes of
-real training; wall time on real ones, small enough for any machine.
+save and cost for models of different kinds: bytes and FLOPs with simulated tensors, at sizes too
+large to run here; wall time on real ones, small enough for any machine.
 """
 
 from __future__ import annotations

@@ -213,7 +213,8 @@ def _doubts(
         )
     if reentrant := _reentrant(model):
         yield (
-            f"{reentrant} 用的是可重入的旧实现（use_reentrant=True）：输入不需要梯度时，块的参数会没有梯度。",
+            f"{reentrant} 用的是可重入的旧实现（use_reentrant=True）：输入不需要梯度时，"
+            "块的参数会没有梯度。",
             f"{reentrant} uses the reentrant implementation: where its input needs no gradient, "
             "its parameters get none.",
         )

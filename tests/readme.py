@@ -15,16 +15,26 @@ Row = dict[str, str]
 PLAIN, CHECKPOINTED = "encoder, 4 layers, d 128, 8 × 64", "the latter, a checkpoint per layer"
 WORDS = {
     "zh": (
-        "同一个训练步骤，几种工具量出的峰值差了多少字节，自己又花多少时间：",
-        ("工具", "误差，没有检查点", "误差，每层一个检查点", "时间，是原样运行的几倍：中位数（最小–最大）"),
+        "同一个训练步骤，几种工具量出的峰值差了多少字节，带上它之后一步要多久"
+        "（torchinfo 只跑前向）：",
+        (
+            "工具",
+            "误差，没有检查点",
+            "误差，每层一个检查点",
+            "时间，是原样运行的几倍：中位数（最小–最大）",
+        ),
         "完整的表、误差怎样算、机器是哪台，都在 [assets/benchmarks.md](assets/benchmarks.md)，"
         "由 `python course.py benchmark` 写成。",
     ),
     "en": (
-        "The same training step in several tools: how far off the peak is, in bytes, and how much "
-        "time the tool takes:",
-        ("tool", "error, no checkpoints", "error, a checkpoint per layer",
-         "time, bare step = 1: median (least–greatest)"),
+        "The same training step in several tools: how far off the peak is, in bytes, and how long "
+        "the step takes with the tool (torchinfo runs forward only):",
+        (
+            "tool",
+            "error, no checkpoints",
+            "error, a checkpoint per layer",
+            "time, bare step = 1: median (least–greatest)",
+        ),
         "The whole tables, what counts as an error, and the machine are in "
         "[assets/benchmarks.md](assets/benchmarks.md), which `python course.py benchmark` writes.",
     ),

@@ -242,12 +242,12 @@ def with_one_more(model):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (with_one_more, "other losses or weights"),
+        (with_one_more, "different losses or weights"),
         (on_the_layers, "Still nothing is recomputed"),
         (lambda model: model, "on which object"),
         (always, "A model with its flag off recomputes too"),
         (some, "Some layers have too many, some too few"),
-        (retrained, "other losses or weights"),
+        (retrained, "different losses or weights"),
         (lambda model: True, "not a bool"),
         (lambda model: model.nothing, "AttributeError"),
     ],

@@ -50,10 +50,10 @@ def test_the_peak_of_a_plan_that_does_not_fit_is_located():
     [
         ((0, 1, 2), "❌ The plan has 3 layers, the model 9"),
         ((1, 0), "❌ A plan's layers must be 0 to 1 in order"),
-        (5, "Numbers of layers and tuples of them are wanted, not 5."),
-        ("(0, 1)", "are wanted, not '(0, 1)'."),
-        ((0, 1.5), "are wanted, not 1.5."),
-        ({0, 1}, "are wanted, not {0, 1}."),
+        (5, "A plan is layer numbers and tuples of them, such as (0, (1, 2), 3), not 5."),
+        ("(0, 1)", "(0, (1, 2), 3), not '(0, 1)'."),
+        ((0, 1.5), "(0, (1, 2), 3), not 1.5."),
+        ({0, 1}, "(0, (1, 2), 3), not {0, 1}."),
     ],
 )
 def test_what_is_no_plan_is_said(answer, said):
@@ -96,7 +96,7 @@ def best_count(n, boundary, inside):
     [
         (best_count, "right", "all five"),
         (lambda *sizes: numpy.int64(best_count(*sizes)), "right", "all five"),
-        (lambda n, b, a: True, "wrong", "not True"),
+        (lambda n, b, a: True, "wrong", "got True"),
         (lambda n, b, a: None, "unfinished", "Not done"),
         (lambda n, b, a: round(n**0.5), "wrong", "only"),
         (lambda n, b, a: n, "wrong", "n=100, boundary=1, inside=1: 100 segments need 101"),

@@ -69,7 +69,7 @@ def asks_for_gradients_and_adds_them_itself(body, head, x):
     return loss.detach()
 
 
-@wrong(by_hand, "只运行了 1 次，应为 2 次", "ran 1 time in all, expected 2")
+@wrong(by_hand, "只运行了 1 次，应为 2 次", "ran only once in all, expected 2")
 def keeps_everything(body, head, x):
     loss = head(body(x))
     loss.backward()
@@ -202,7 +202,7 @@ def autograd_function(forward, backward):
     return type("Mine", (torch.autograd.Function,), methods).apply
 
 
-@wrong(function_check, "只运行了 1 次，应为 2 次", "ran 1 time in all, expected 2")
+@wrong(function_check, "只运行了 1 次，应为 2 次", "ran only once in all, expected 2")
 def just_calls_it(function, *inputs):
     return function(*inputs)
 
@@ -359,7 +359,7 @@ def sets_the_state_back_itself(function, *inputs):
     return Rerun.apply(again, *inputs)
 
 
-@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew other random numbers")
+@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew different random numbers")
 def forgets_the_random_state(function, *inputs):
     return Rerun.apply(function, *inputs)
 
@@ -373,7 +373,7 @@ class RemembersTooLate(Repeatable):
         return super().__call__(*inputs)
 
 
-@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew other random numbers")
+@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew different random numbers")
 def saves_the_state_after_the_first_run(function, *inputs):
     return Rerun.apply(RemembersTooLate(function), *inputs)
 
@@ -416,12 +416,12 @@ def forgets_autocast(function, *inputs):
     return Rerun.apply(again, *inputs)
 
 
-@wrong(random_check, "总共只运行了 1 次", "ran 1 time in all")
+@wrong(random_check, "总共只运行了 1 次", "ran only once in all")
 def avoids_the_question(function, *inputs):
     return function(*inputs)
 
 
-@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew other random numbers")
+@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew different random numbers")
 def switches_dropout_off_in_the_second_run(function, *inputs):
     modules = list(function.children()) if isinstance(function, nn.Module) else []
     runs = []
@@ -616,7 +616,7 @@ def recomputes_for_each_tensor(function, *inputs):
     return by_closures(function, inputs, once=False)
 
 
-@wrong(hooks_check, "第二次运行抽到了别的随机数", "The second run drew other random numbers")
+@wrong(hooks_check, "第二次运行抽到了别的随机数", "The second run drew different random numbers")
 def hooks_without_random_state(function, *inputs):
     return by_closures(function, inputs, alike=False)
 
@@ -640,7 +640,7 @@ def detaches_the_inputs_in_forward(function, *inputs):
     return by_closures(function, [x.detach() for x in inputs])
 
 
-@wrong(hooks_check, "只运行了 1 次，应为 2 次", "ran 1 time in all, expected 2")
+@wrong(hooks_check, "只运行了 1 次，应为 2 次", "ran only once in all, expected 2")
 def hooks_that_keep(function, *inputs):
     with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
         return function(*inputs)

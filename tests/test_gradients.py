@@ -170,7 +170,7 @@ def test_a_random_state_alone_is_a_difference():
     noisy = lambda x: model(x) + 0 * torch.rand(1) * x.detach()  # noqa: E731
     found = same_gradients(model, noisy, X, model=model)
     assert [(d.kind, d.name) for d in found.differences] == [("random state", "torch")]
-    assert "the next step draws other numbers" in found.en
+    assert "the next step draws different numbers" in found.en
 
 
 def test_other_outputs_are_reported_and_end_the_comparison():
