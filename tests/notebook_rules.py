@@ -11,6 +11,7 @@ from pathlib import Path
 from glossary import missing_terms, wrong_words
 from nbformat import NotebookNode
 
+from course_lib.language import columns
 from notebooks import (
     FENCE,
     IGNORED_OUTPUT,
@@ -30,6 +31,7 @@ from notebooks import (
 
 MAX_BYTES = 1_000_000
 MAX_LINES = 20  # of a code cell, blank ones not counted; fifteen is what to aim at
+MAX_COLUMNS = 104  # of a line of code; a Chinese character takes two
 LONGER_CELLS = {"setup", "exercise"}
 TAGS = {
     "markdown": {"zh", "en"},
@@ -167,6 +169,16 @@ def anatomy(lesson: Lesson) -> list[str]:
         elif len(set(exercise.solutions)) > 1:
             complaints.append(f"{where}: the solutions in the two languages differ")
     return complaints
+
+
+def narrow_code(lesson: Lesson) -> list[str]:
+    """A line of code can be read without scrolling, in a window of 1280 pixels."""
+    return [
+        f"{named(cell)}: {width} columns: {line.strip()[:50]}"
+        for cell in lesson.code
+        for line in cell.source.splitlines()
+        if (width := columns(line)) > MAX_COLUMNS
+    ]
 
 
 def short_code(lesson: Lesson) -> list[str]:
@@ -433,6 +445,7 @@ RULES: tuple[Rule, ...] = (
     paired_prose,
     same_in_both_languages,
     anatomy,
+    narrow_code,
     short_code,
     links_resolve,
     clean_run,

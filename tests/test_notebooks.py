@@ -218,6 +218,7 @@ BAD = [
     (rules.anatomy, spoil("first", "check_double(double)", "double(2)"), "checker's call"),
     (rules.anatomy, spoil("first zh", "解答", "提示"), "1 folded solutions"),
     (rules.anatomy, spoil("first zh", "2 * n", "n * 2"), "the two languages differ"),
+    (rules.narrow_code, spoil("plot", "plot()", f"plot('{53 * '宽'}')"), "114 columns"),
     (rules.short_code, spoil("plot", "plot()", "plot()\n" * 21), "21 lines"),
     (rules.links_resolve, spoil("zh", "other.ipynb", "01.ipynb"), "leads nowhere"),
     (rules.links_resolve, spoil("zh", "#二-·-Two", "#Three"), "no such heading"),
