@@ -75,6 +75,11 @@ def test_each_mutant_is_a_program_that_differs_in_one_place():
         ast.parse((raw[: mutant.begin] + mutant.new.encode() + raw[mutant.end :]).decode())
 
 
+def test_tests_in_classes_are_found_again():
+    assert mutate.node_id("test_plans.test_a") == "tests/test_plans.py::test_a"
+    assert mutate.node_id("test_plans.TestA.test_b") == "tests/test_plans.py::TestA::test_b"
+
+
 def test_what_is_explained_is_still_there_and_has_a_reason():
     possible = {
         str(mutant)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.imports import _RICH_AVAILABLE
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -90,6 +91,11 @@ def same_weights(one, other) -> bool:
 
 
 # --- what importing costs -----------------------------------------------------------------------
+
+
+def test_lightning_shows_the_progress_bar_that_learners_see():
+    """Where the package rich is installed, it shows another, and stored outputs would differ."""
+    assert not _RICH_AVAILABLE
 
 
 def test_only_lightning_modules_import_lightning():

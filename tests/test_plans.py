@@ -101,6 +101,35 @@ def test_gradients_of_an_earlier_step_are_counted_and_left_alone():
     assert all(layer.gradient == 0 for layer in chain.layers)
 
 
+class Unread(torch.autograd.Function):
+    """Saves four values and reads none of them in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(*(x + i for i in range(4)))
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_what_is_recomputed_but_never_read_is_let_go():
+    with simulated():
+        x = torch.empty(1000, requires_grad=True)
+        # The backward pass comes to tanh first and recomputes what it reads, the rest with it.
+        layers = [Lambda(function) for _ in range(4) for function in (Unread.apply, torch.tanh)]
+        chain = chain_of(layers, x)
+        for plan in (
+            Plan(((0, 1), (2, 3), (4, 5), (6, 7))),
+            Plan((((0, 1), (2, 3)), (4, 5, 6), 7)),
+        ):
+            x.grad = None
+            model = apply(plan, layers)
+            trace = measure(lambda model=model: model(x).sum().backward(), inputs=x)
+            assert predict(plan, chain).peak == trace.peak
+
+
 def test_real_layers_are_left_untouched():
     torch.manual_seed(0)
     layers = [nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)]

@@ -5,23 +5,39 @@
 A package that cannot be looked up counts as a failure, not as a clean one.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 EXPLAINED: dict[str, str] = {}  # a finding's number: why it does not concern the course
 
 
-def run(*command: str) -> int:
-    """Run a program of the environment in the root folder; its exit code."""
-    print(f"[{command[0]}]", flush=True)
-    return subprocess.run(command, cwd=ROOT).returncode
+def install(home: Path) -> Path:
+    """Install the programs that this tool runs; the folder they are in.
+
+    Not beside the course, which they would change: pip-audit brings rich, and where there is
+    rich, Lightning shows another progress bar.
+    """
+    venv.create(home, with_pip=True)
+    programs = home / ("Scripts" if os.name == "nt" else "bin")
+    wanted = ["-r", str(ROOT / "requirements-audit.txt")]
+    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", *wanted], check=True)
+    return programs
+
+
+def run(programs: Path, name: str, *arguments: str) -> int:
+    """Run a program in the root folder; its exit code."""
+    print(f"[{name}]", flush=True)
+    return subprocess.run([programs / name, *arguments], cwd=ROOT).returncode
 
 
 def audit() -> int:
     """Ask about every package that is installed, at its version; the number of failures."""
+    programs = install(Path(sys.prefix) / "audit")
     freeze = [sys.executable, "-m", "pip", "freeze", "--exclude-editable", "--all"]
     lines = subprocess.run(freeze, stdout=subprocess.PIPE, check=True, text=True).stdout
     with tempfile.TemporaryDirectory() as folder:
@@ -30,11 +46,13 @@ def audit() -> int:
         names = (line.partition(" @ ")[0].partition("+")[0] for line in lines.splitlines())
         frozen.write_text("\n".join(names), encoding="utf-8")
         ignored = [word for number in EXPLAINED for word in ("--ignore-vuln", number)]
-        found = run("pip-audit", "--strict", "--disable-pip", "--no-deps",
+        found = run(programs, "pip-audit", "--strict", "--disable-pip", "--no-deps",
                     "--progress-spinner=off", *ignored, "-r", str(frozen))  # fmt: skip
     workflows = sorted(str(path) for path in (ROOT / ".github" / "workflows").glob("*.yml"))
-    schema = run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
-    return sum(map(bool, (found, schema, run("zizmor", "--offline", "--no-progress", "."))))
+    builtin = ["--builtin-schema", "vendor.github-workflows"]
+    schema = run(programs, "check-jsonschema", *builtin, *workflows)
+    faults = run(programs, "zizmor", "--offline", "--no-progress", ".")
+    return sum(map(bool, (found, schema, faults)))
 
 
 if __name__ == "__main__":

@@ -159,14 +159,14 @@ class Copy:
         )  # fmt: skip
         if run.returncode:
             raise SystemExit(f"{module}: its tests fail as they are\n{run.stdout[-3000:]}")
-        for seconds, test in re.findall(r"^ *([\d.]+)s \w+ +(\S+?::\w+)", run.stdout, re.M):
+        for seconds, test in re.findall(r"^ *([\d.]+)s \w+ +(\S+?::[\w:]+)", run.stdout, re.M):
             self.seconds[test] = self.seconds.get(test, 0) + float(seconds)
         read = CoverageData(str(data))
         read.read()
         contexts = read.contexts_by_lineno(str(self.root / "course_lib" / f"{module}.py"))
         self.tests[module] = {
             line: sorted(
-                {"tests/{}.py::{}".format(*name.split(".", 1)) for name in names if name},
+                {node_id(name) for name in names if name},
                 key=lambda test: self.seconds.get(test, 0),
             ) or files
             for line, names in contexts.items()
@@ -212,8 +212,19 @@ class Copy:
             if status == 0:
                 return None
             said.seek(0)
-            failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said.read(), re.M)
-            return failed[1] if failed else f"exit code {os.waitstatus_to_exitcode(status)}"
+            output, code = said.read(), os.waitstatus_to_exitcode(status)
+            failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
+            if not failed and code > 0:  # the change went untried
+                raise SystemExit(
+                    f"pytest ended with exit code {code}, without a test that failed:\n{output}"
+                )
+            return failed[1] if failed else f"exit code {code}"
+
+
+def node_id(context: str) -> str:
+    """What pytest calls the test that coverage calls ``file.function`` or ``file.Class.method``."""
+    file, *path = context.split(".")
+    return "::".join([f"tests/{file}.py", *path])
 
 
 def explained() -> set[str]:

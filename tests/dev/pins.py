@@ -13,7 +13,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ("requirements.txt", "requirements-test.txt", "requirements-dev.txt", "pyproject.toml")
+FILES = (
+    "requirements.txt", "requirements-test.txt", "requirements-dev.txt", "requirements-audit.txt",
+    "pyproject.toml",
+)  # fmt: skip
 PIN = re.compile(
     r"(?P<name>[A-Za-z][\w-]*)(?P<extras>\[[\w,-]+\])?==(?P<version>[\d.]+\d(?:\.?post\d+)?)"
 )
