@@ -101,6 +101,19 @@ def test_gradients_of_an_earlier_step_are_counted_and_left_alone():
     assert all(layer.gradient == 0 for layer in chain.layers)
 
 
+def test_a_peak_inside_a_layer_is_not_forgotten_by_its_end():
+    """No gradient is needed, so that nothing is larger than what forward makes in between."""
+    with simulated():
+        layers = [Lambda(lambda x: x.repeat(9, 1).sum(0).exp()), nn.Linear(1000, 1)]
+        x = torch.empty(1000)
+        chain = chain_of(layers, x)
+        for plan in (keep_all(chain), Plan(((0, 1),))):
+            model = apply(plan, layers)
+            trace = measure(lambda model=model: model(x).sum().backward(), model, inputs=x)
+            assert predict(plan, chain).peak == trace.peak > 9 * x.nbytes
+            layers[1].zero_grad()
+
+
 class Unread(torch.autograd.Function):
     """Saves four values and reads none of them in the backward pass."""
 
@@ -213,9 +226,9 @@ def test_applied_plans_have_the_gradients_of_plain_backward():
 
 
 def test_a_plan_reads_as_it_is_written():
-    plan = Plan((0, (1, 2), (3, (4, 5)), (6, 7, 8, 9)))
-    assert str(plan) == "0 (1 2) (3 (4 5)) (6…9)" and len(plan) == 10
-    assert plan.segments == ((1, 2), (3, (4, 5)), (4, 5), (6, 7, 8, 9))
+    plan = Plan((0, (1, 2), (3, (4, 5)), (6, 7, 8, 9), (10, 11, 12)))
+    assert str(plan) == "0 (1 2) (3 (4 5)) (6…9) (10 11 12)" and len(plan) == 13
+    assert plan.segments == ((1, 2), (3, (4, 5)), (4, 5), (6, 7, 8, 9), (10, 11, 12))
 
 
 @pytest.mark.parametrize(
