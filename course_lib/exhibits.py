@@ -211,7 +211,7 @@ def catalogue() -> Table:
              ("✓ 已治好", "✓ cured") if after.healthy else ("✗ 仍有问题", "✗ still broken")]
         )  # fmt: skip
     return Table(
-        [("编号", "No."), ("展品", "exhibit"), ("动静", "how loud"),
+        [("№", "№"), ("展品", "exhibit"), ("动静", "how loud"),
          ("same_gradients 说", "same_gradients says"), ("治疗之后", "after the cure")], rows,
     )  # fmt: skip
 

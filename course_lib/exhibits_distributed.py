@@ -173,7 +173,7 @@ def annexe() -> Table:
         number = len(EXHIBITS) + 1 + i
         rows.append([number, exhibit.title, _said(found[2 * i]), _said(found[2 * i + 1])])
     return Table(
-        [("编号", "No."), ("展品", "exhibit"), ("两个进程里", "in two processes"),
+        [("№", "№"), ("展品", "exhibit"), ("两个进程里", "in two processes"),
          ("治疗之后", "after the cure")], rows,
     )  # fmt: skip
 

@@ -193,7 +193,7 @@ class Museum(ipywidgets.VBox):
 
     def __str__(self) -> str:
         rows = [[number_of(exhibit), exhibit.title] for exhibit in self.exhibits]
-        return str(Table([("编号", "No."), ("展品", "exhibit")], rows))
+        return str(Table([("№", "№"), ("展品", "exhibit")], rows))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
