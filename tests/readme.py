@@ -1,10 +1,17 @@
-"""The figures that the README quotes from the stored benchmarks.
+"""What the README takes from elsewhere: figures of the stored benchmarks, a film of lesson 00.
 
-`python tests/readme.py` writes them into the README; a test compares the two.
+`python tests/readme.py` writes the figures into the README; tests compare both with their sources.
 """
 
+from __future__ import annotations
+
+import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from notebooks import Lesson
 
 ROOT = Path(__file__).resolve().parent.parent
 README, BENCHMARKS = ROOT / "README.md", ROOT / "assets" / "benchmarks.md"
@@ -39,6 +46,16 @@ WORDS = {
         "[assets/benchmarks.md](assets/benchmarks.md), which `python course.py benchmark` writes.",
     ),
 }
+
+
+FILMED = "counts_explorer(measured)"  # what the cell calls whose slider is filmed
+
+
+def filmed(lesson: Lesson) -> str:
+    """A fingerprint of the picture that is stored with that cell."""
+    cell = next(cell for cell in lesson.code if FILMED in cell.source)
+    pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.data]
+    return hashlib.sha256(pictures[0].encode()).hexdigest()
 
 
 def tables(page: str) -> list[list[Row]]:

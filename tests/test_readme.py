@@ -7,10 +7,12 @@ import notebook_rules as rules
 import pytest
 import readme
 import yaml
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
+from course_lib import player
 from course_lib.contents import GLOSSARY, LESSONS, REPOSITORY
-from notebooks import FENCE, FOLDER, ROOT, Lesson, take_apart
+from course_lib.language import choose
+from notebooks import FENCE, FOLDER, ROOT, Lesson, lessons, take_apart
 
 README = readme.README.read_text(encoding="utf-8")
 TOP, CHINESE, ENGLISH = re.split(r"^## (?:中文|English)$", README, flags=re.M)
@@ -64,6 +66,32 @@ def test_the_pictures_move_and_are_small(name):
     assert file.stat().st_size < 1_000_000
     with Image.open(file) as picture:
         assert picture.n_frames > 20
+
+
+def test_the_slider_is_filmed_as_the_lesson_shows_it_now():
+    with Image.open(ROOT / "assets" / "slider.gif") as film:
+        said = film.info.get("comment", b"").decode()
+    again = "python tests/browser/record.py assets/slider.gif"
+    assert said == readme.filmed(lessons()[0]), f"lesson 00's picture has changed; run: {again}"
+
+
+def test_the_player_is_filmed_as_it_is_drawn_now(tmp_path):
+    choose("both")
+    try:
+        player.export(tmp_path / "player.gif")
+    finally:
+        choose("en")
+    stored, now = (Image.open(f / "player.gif") for f in (ROOT / "assets", tmp_path))
+    with stored, now:
+        assert stored.n_frames == now.n_frames
+        for frame in range(now.n_frames):
+            stored.seek(frame)
+            now.seek(frame)
+            apart = ImageChops.difference(stored.convert("RGB"), now.convert("RGB"))
+            worst = max(ImageStat.Stat(apart).mean)  # of 255 levels; a letter more makes 0.008
+            assert worst < 0.005, (
+                "run: COURSE_LANG=both python -m course_lib.player assets/player.gif"
+            )
 
 
 def test_figures_of_other_tools_are_those_of_the_stored_benchmarks():

@@ -1,6 +1,9 @@
 """Film lesson 00's slider in real JupyterLab, for the README.
 
 python tests/browser/record.py assets/slider.gif
+
+The film says in its comment which stored picture of the lesson it belongs to, so that a test can
+tell when the lesson has moved on.
 """
 
 import io
@@ -13,6 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from lab import Screen, chromium, find_chromium, jupyterlab  # noqa: E402
 from PIL import Image, ImageColor  # noqa: E402
+from readme import FILMED, filmed  # noqa: E402
 
 from course_lib.figures import COLOURS  # noqa: E402
 from notebooks import build, lessons  # noqa: E402
@@ -58,7 +62,7 @@ def frames(screen: Screen) -> list[tuple[Image.Image, int]]:
 
 def main(path: Path) -> None:
     cells = lessons()[0].cells
-    last = next(i for i, cell in enumerate(cells) if "counts_explorer(measured)" in cell.source)
+    last = next(i for i, cell in enumerate(cells) if FILMED in cell.source)
     with (
         tempfile.TemporaryDirectory() as scratch,
         chromium(find_chromium()) as browser,
@@ -89,7 +93,8 @@ def save(film: list[tuple[Image.Image, int]], path: Path) -> None:
         *(level for colour in COLOURS.values() for level in ImageColor.getrgb(colour)),
     ])  # fmt: skip
     flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    flat[0].save(path, save_all=True, append_images=flat[1:], duration=list(times), loop=0)
+    flat[0].save(path, save_all=True, append_images=flat[1:], duration=list(times), loop=0,
+                 comment=filmed(lessons()[0]))  # fmt: skip
 
 
 if __name__ == "__main__":
