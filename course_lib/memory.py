@@ -171,7 +171,7 @@ def measuring(
     The value is a function that returns the :class:`MemoryTrace` once the body has ended.
     """
     _check_model(model, optimizer)
-    # checkpoint() and optimizers load this when first called, and it allocates as it loads.
+    # checkpoint() and optimizers load this when first called, which takes longer than a step.
     importlib.import_module("torch._dynamo")
     if not _running.acquire(blocking=False):
         raise RuntimeError(

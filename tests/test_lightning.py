@@ -695,3 +695,18 @@ def test_the_largest_batch_fits_and_the_next_does_not(flag):
     fits, too_large = simulated_peaks(sizes, flag, [batch, batch + 1])
     assert fits <= budget < too_large and batch == 9
     assert largest_batch(sizes, flag, 1000) == 0
+
+
+def test_trainings_take_turns_when_their_speed_is_compared(monkeypatch):
+    sizes, turns = Sizes(depth=2, width=32, sequence=8, vocabulary=16), []
+    make = lightning_runs._training_step
+
+    def noted(sizes, flag):
+        step = make(sizes, flag)
+        return lambda: (turns.append((flag, sizes.batch)), step())
+
+    monkeypatch.setattr(lightning_runs, "_training_step", noted)
+    settings = [(False, 1), (True, 2)]
+    found = lightning_runs.sequences_per_second(sizes, settings, rounds=3)
+    assert turns == 4 * settings
+    assert all(0 < low <= middle <= high for low, middle, high in found) and len(found) == 2

@@ -164,13 +164,15 @@ class Copy:
         read = CoverageData(str(data))
         read.read()
         contexts = read.contexts_by_lineno(str(self.root / "course_lib" / f"{module}.py"))
+        by_line = {line: {node_id(name) for name in names if name}
+                   for line, names in contexts.items()}  # fmt: skip
+        # Tests that run none of its lines here may run any of them in a process of their own.
+        ran = {test for test in self.seconds if test.startswith(tuple(files))}
+        elsewhere = ran - set().union(*by_line.values())
         self.tests[module] = {
-            line: sorted(
-                {node_id(name) for name in names if name},
-                key=lambda test: self.seconds.get(test, 0),
-            ) or files
-            for line, names in contexts.items()
-        }  # fmt: skip
+            line: sorted(tests | elsewhere, key=lambda test: self.seconds.get(test, 0)) or files
+            for line, tests in by_line.items()
+        }
 
     def notices(self, mutant: Mutant) -> str | None:
         """The test that fails with the change made, or None. A line that nothing runs: None."""
