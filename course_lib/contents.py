@@ -10,7 +10,7 @@ from .language import Table, memory_folder
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
-# Where the course is published; CONTRIBUTING.md says how to change it in every file at once.
+# Where the course is published; `python course.py dev address` changes it in every file at once.
 REPOSITORY = "OWNER/gradient-checkpointing-course"
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dev import mutate, pins
+from dev import address, mutate, pins
+
+from course_lib.contents import REPOSITORY
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -38,6 +40,31 @@ def test_every_file_that_pins_something_is_moved_together():
     assert all(len(found) == 1 for found in versions.values()), versions
     elsewhere = {path.name for path in ROOT.glob("requirements*.txt")} - set(pins.FILES)
     assert not elsewhere
+
+
+# The address
+
+
+def test_a_new_address_stands_in_every_file(tmp_path):
+    for file in address.files(ROOT):
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    address.main(["me/my.course"], tmp_path)
+    for file in address.files(ROOT):
+        before, after = (path.read_text(encoding="utf-8") for path in (
+            file, tmp_path / file.relative_to(ROOT)))  # fmt: skip
+        assert before.count(REPOSITORY) == after.count("me/my.course")
+        assert REPOSITORY not in after
+    address.main([REPOSITORY], tmp_path)
+    assert all((tmp_path / f.relative_to(ROOT)).read_bytes() == f.read_bytes()
+               for f in address.files(ROOT))  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [[], ["name"], ["https://github.com/me/course"], ["a/b", "c"]])
+def test_what_is_no_address_changes_nothing(wrong, tmp_path):
+    with pytest.raises(SystemExit, match="owner/name"):
+        address.main(wrong, tmp_path)
 
 
 # Mutation

@@ -139,8 +139,10 @@ def test_one_address_in_every_file():
     for file in files:
         text = file.read_text(encoding="utf-8")
         found = re.findall(
-            r"(?:github\.com|/github|/gh)/([\w.-]+/[\w-]*checkpointing-course)", text
-        )
+            r"(?:colab\.research\.google\.com/github|mybinder\.org/v2/gh)/([\w.-]+/[\w.-]+)/"
+            r"|(?:repository-code: |\{fetch\} )https://github\.com/([\w.-]+/[\w.-]+)", text
+        )  # fmt: skip
+        found = [one or other for one, other in found]
         assert set(found) == {REPOSITORY}, file.name
 
 
