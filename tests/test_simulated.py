@@ -35,6 +35,14 @@ def measured(step: Step) -> MemoryTrace:
     return measure(step.run, step.model, step.optimizer, step.inputs)
 
 
+def test_what_a_step_makes_is_simulated_after_the_with_as_well() -> None:
+    with simulated():
+        x = torch.empty(4, 4, requires_grad=True)
+    trace = measure(lambda: (x * torch.ones(4, 4)).sum().backward(), inputs=x)
+    assert trace.source == "simulated"
+    assert trace.kept[Role.ACTIVATION] == 4 * 4 * 4
+
+
 def alive_by_role(trace: MemoryTrace) -> dict[Role, int]:
     alive = dict.fromkeys(Role, 0) | trace.before
     for event in trace.events:
