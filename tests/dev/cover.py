@@ -3,7 +3,8 @@
     python course.py dev cover [PYTEST ARGUMENTS]
 
 Without arguments, all tests but those of notebooks, browser and `course.py`, which run the
-library too, but ask other questions.
+library too, but ask other questions, and but those of interruptions: a kernel that is stopped
+while coverage holds its lock would wait for it forever.
 """
 
 import subprocess
@@ -11,7 +12,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-ELSEWHERE = ("test_code", "test_course_command", "test_dev", "test_notebooks*", "test_readme")
+ELSEWHERE = (
+    "test_code", "test_course_command", "test_dev", "test_interruptions", "test_notebooks*",
+    "test_readme",
+)  # fmt: skip
 
 
 def coverage(*command: str) -> int:
