@@ -48,6 +48,10 @@ WORDS = {
 }
 
 
+IN_CHINESE = {
+    "saved-tensor hooks": "saved-tensor 钩子",
+    "saved-tensor hooks, each storage once": "saved-tensor 钩子，每块存储只算一次",
+}
 FILMED = "counts_explorer(measured)"  # what the cell calls whose slider is filmed
 
 
@@ -89,7 +93,15 @@ def quoted(language: str, benchmarks: str) -> str:
     lines = [
         head,
         ("---", "---:", "---:", "---:"),
-        *((tool, plain[tool], checkpointed[tool], seconds[tool]) for tool in tools),
+        *(
+            (
+                IN_CHINESE.get(tool, tool) if language == "zh" else tool,
+                plain[tool],
+                checkpointed[tool],
+                seconds[tool],
+            )
+            for tool in tools
+        ),
     ]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{before}\n\n{table}\n\n{after}"
