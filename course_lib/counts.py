@@ -36,12 +36,7 @@ class Position:
     @property
     def recomputed(self) -> int:
         """The most that was held at once of what was made again, bytes."""
-        held = most = 0
-        for event in self.trace.events:
-            if event.role is Role.RECOMPUTED:
-                held += event.size
-                most = max(most, held)
-        return most
+        return self.trace.peak_of(Role.RECOMPUTED)
 
 
 def measure_counts(

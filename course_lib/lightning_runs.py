@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .explorers import Control, Explorer, show
 from .figures import COLOURS, FAINT, draw_timeline, size_text
@@ -218,16 +219,7 @@ def simulated_peaks(sizes: Sizes, flag: bool, batches: Iterable[int]) -> Iterato
     Gradients go before the forward pass here; Lightning drops them after it.
     """
     with simulated():
-        model = Transformer(sizes)
-        if flag:
-            checkpoint_blocks(model, Block)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-        def step(tokens: Tensor) -> None:
-            optimizer.zero_grad()
-            model.loss(tokens).backward()
-            optimizer.step()
-
+        model, optimizer, step = _training(sizes, flag)
         step_without_passes(model, optimizer)  # Adam's moments come into being
         for batch in batches:
             tokens = random_tokens(replace(sizes, batch=batch))
@@ -270,7 +262,10 @@ def sequences_per_second(
     ``settings``: flag and batch size of each training. They take turns, a step each, so that a
     machine that slows down for a while slows them all.
     """
-    steps = [_training_step(replace(sizes, batch=batch), flag) for flag, batch in settings]
+    steps = [
+        partial(_training(sizes, flag)[2], random_tokens(replace(sizes, batch=batch)))
+        for flag, batch in settings
+    ]
     rates: list[list[float]] = [[] for _ in steps]
     for turn in range(rounds + 1):
         for step, found, (_, batch) in zip(steps, rates, settings, strict=True):
@@ -281,16 +276,16 @@ def sequences_per_second(
     return [(min(found), statistics.median(found), max(found)) for found in rates]
 
 
-def _training_step(sizes: Sizes, flag: bool) -> Callable[[], None]:
+def _training(sizes: Sizes, flag: bool) -> tuple[Transformer, Optimizer, Callable[[Tensor], None]]:
+    """A model, its optimizer, and one step of its training."""
     model = Transformer(sizes)
     if flag:
         checkpoint_blocks(model, Block)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    tokens = random_tokens(sizes)
 
-    def step() -> None:
+    def step(tokens: Tensor) -> None:
         optimizer.zero_grad()
         model.loss(tokens).backward()
         optimizer.step()
 
-    return step
+    return model, optimizer, step

@@ -107,18 +107,22 @@ class MemoryTrace:
     alive_at_peak: tuple[Block, ...] = field(repr=False)
     events: tuple[Event, ...] = field(repr=False)
 
+    def peak_of(self, *roles: Role) -> int:
+        """The highest total of these roles alone, in bytes; it may fall elsewhere than the peak."""
+        total = peak = sum(size for role, size in self.before.items() if role in roles)
+        for event in self.events:
+            if event.role in roles:
+                total += event.size
+                peak = max(peak, total)
+        return peak
+
     def peak_without(self, *roles: Role) -> int:
-        """The highest total, in bytes, of everything but ``roles``; it may fall elsewhere.
+        """:meth:`peak_of` everything but ``roles``.
 
         Without workspace, it is the same on every machine: how much workspace an operator takes
         depends on the CPU's instructions and the number of threads.
         """
-        total = peak = sum(size for role, size in self.before.items() if role not in roles)
-        for event in self.events:
-            if event.role not in roles:
-                total += event.size
-                peak = max(peak, total)
-        return peak
+        return self.peak_of(*(role for role in Role if role not in roles))
 
     def plot(self) -> Figure:
         """Memory over time, stacked by role, the peak marked."""

@@ -699,13 +699,13 @@ def test_the_largest_batch_fits_and_the_next_does_not(flag):
 
 def test_trainings_take_turns_when_their_speed_is_compared(monkeypatch):
     sizes, turns = Sizes(depth=2, width=32, sequence=8, vocabulary=16), []
-    make = lightning_runs._training_step
+    make = lightning_runs._training
 
     def noted(sizes, flag):
-        step = make(sizes, flag)
-        return lambda: (turns.append((flag, sizes.batch)), step())
+        *rest, step = make(sizes, flag)
+        return *rest, lambda tokens: (turns.append((flag, len(tokens))), step(tokens))
 
-    monkeypatch.setattr(lightning_runs, "_training_step", noted)
+    monkeypatch.setattr(lightning_runs, "_training", noted)
     settings = [(False, 1), (True, 2)]
     found = lightning_runs.sequences_per_second(sizes, settings, rounds=3)
     assert turns == 4 * settings
