@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from course_lib import player
 from course_lib.contents import GLOSSARY, LESSONS, REPOSITORY
-from course_lib.language import choose
+from course_lib.language import choose, language
 from notebooks import FENCE, FOLDER, ROOT, Lesson, lessons, take_apart
 
 README = readme.README.read_text(encoding="utf-8")
@@ -76,11 +76,12 @@ def test_the_slider_is_filmed_as_the_lesson_shows_it_now():
 
 
 def test_the_player_is_filmed_as_it_is_drawn_now(tmp_path):
+    before = language()
     choose("both")
     try:
         player.export(tmp_path / "player.gif")
     finally:
-        choose("en")
+        choose(before)
     stored, now = (Image.open(f / "player.gif") for f in (ROOT / "assets", tmp_path))
     with stored, now:
         assert stored.n_frames == now.n_frames

@@ -3,8 +3,8 @@
     python course.py dev cover [PYTEST ARGUMENTS]
 
 Without arguments, all tests but those of notebooks, browser and `course.py`, which run the
-library too, but ask other questions, and but those of interruptions: a kernel that is stopped
-while coverage holds its lock would wait for it forever.
+library too, but ask other questions, and of interruptions: a kernel that is stopped while
+coverage holds its lock would wait for it forever.
 """
 
 import subprocess

@@ -170,7 +170,9 @@ class Copy:
         ran = {test for test in self.seconds if test.startswith(tuple(files))}
         elsewhere = ran - set().union(*by_line.values())
         self.tests[module] = {
-            line: sorted(tests | elsewhere, key=lambda test: self.seconds.get(test, 0)) or files
+            line: sorted(tests | elsewhere, key=lambda test: self.seconds.get(test, 0))
+            if tests
+            else files  # it runs when the module is loaded
             for line, tests in by_line.items()
         }
 
