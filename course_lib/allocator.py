@@ -13,7 +13,7 @@ import itertools
 import operator
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch._C._autograd import _disable_profiler, _enable_profiler, _prepare_profiler
@@ -22,8 +22,8 @@ from torch._C._profiler import (
     ProfilerConfig,
     ProfilerState,
     RecordScope,
-    _EventType,
     _ExperimentalConfig,
+    _ExtraFields_Allocation,
 )
 
 from .language import text
@@ -54,7 +54,10 @@ class Source(Protocol):
     def mark(self) -> None: ...
     def address(self, tensor: torch.Tensor) -> int: ...
     def made(self, tensor: torch.Tensor) -> int: ...
+    def place(self, storage: torch.UntypedStorage) -> int: ...
+    def is_foreign(self, tensor: torch.Tensor) -> bool: ...
     def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None: ...
+    def resized(self, storage: torch.UntypedStorage) -> None: ...
     def stop(self) -> list[Happening]: ...
 
 
@@ -62,8 +65,9 @@ class CPUAllocator:
     """PyTorch's CPU allocator, heard through the profiler's memory events.
 
     The profiler reports every allocation and free of the calling thread, operators' internal
-    workspace included. A mark is an allocation too: of a size that no tensor of numbers has, freed
-    at once, found again by its size and address, and taken out of the stream.
+    workspace included. A mark is an allocation too, of a single byte that is held, so that nothing
+    else can lie at its address until the next mark is made: it is found again by its address, and
+    taken out of the stream.
     """
 
     name = "cpu allocator"
@@ -71,8 +75,9 @@ class CPUAllocator:
     sees_numbers = True
 
     def __init__(self) -> None:
-        self._mark_addresses: list[int] = []
-        self._watched: list[weakref.ref] = []
+        self._marks: list[torch.UntypedStorage] = []  # those that are held
+        self._mark_addresses: list[int] = []  # of all before them
+        self._watched: dict[int, tuple[weakref.ref, Callable[[], None]]] = {}  # by address
 
     def start(self) -> None:
         """Begin to listen. Raises RuntimeError if this thread is already being profiled."""
@@ -95,8 +100,13 @@ class CPUAllocator:
 
     def mark(self) -> None:
         """Put the next mark into the stream; marks are numbered from 0."""
-        size = _mark_bytes(len(self._mark_addresses))
-        self._mark_addresses.append(torch.UntypedStorage(size, device="cpu").data_ptr())
+        self._marks.append(torch.UntypedStorage(1))
+        if len(self._marks) > MARKS_HELD:
+            self._let_go(self._marks[:-1])
+            del self._marks[:-1]
+
+    def _let_go(self, marks: list[torch.UntypedStorage]) -> None:
+        self._mark_addresses += [mark.data_ptr() for mark in marks]
 
     def address(self, tensor: torch.Tensor) -> int:
         """Where the tensor's storage begins; 0 if it has no bytes."""
@@ -104,12 +114,35 @@ class CPUAllocator:
 
     made = address
 
+    def place(self, storage: torch.UntypedStorage) -> int:
+        """The address of storage."""
+        return storage.data_ptr()
+
+    def is_foreign(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor's memory is not PyTorch's own but, say, a NumPy array's."""
+        return not tensor.untyped_storage().resizable()
+
     def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None:
         """Call ``freed`` when storage that existed before the start is freed.
 
         The profiler knows no size for such storage and stays silent about it.
         """
-        self._watched.append(weakref.ref(tensor.untyped_storage(), lambda _: freed()))
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        watched = self._watched
+
+        def gone(_: weakref.ref) -> None:
+            if watched.pop(address, None) is not None:  # else listening is over
+                freed()
+
+        watched[address] = weakref.ref(storage, gone), freed
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Say that storage got other bytes: its new ones were heard, not the end of older ones."""
+        for address, (reference, freed) in list(self._watched.items()):
+            if reference() is storage and storage.data_ptr() != address:
+                del self._watched[address]
+                freed()
 
     def stop(self) -> list[Happening]:
         """End listening; everything that happened, in order."""
@@ -126,48 +159,50 @@ class CPUAllocator:
         reported = _disable_profiler().experimental_event_tree()
         allocations: list[tuple[int, int, int]] = []  # time in nanoseconds, address, signed bytes
         for event in reported:
-            if event.tag == _EventType.Allocation:
-                fields: Any = event.extra_fields
+            fields = event.extra_fields
+            if type(fields) is _ExtraFields_Allocation:
                 allocations.append((event.start_time_ns, fields.ptr, fields.alloc_size))
         allocations.sort(key=operator.itemgetter(0))
+        self._let_go(self._marks)
+        self._marks.clear()
         return _marks_found(allocations, self._mark_addresses)
 
 
+MARKS_HELD = 2**16  # then older ones are freed, and a very long step does not fill the memory
+
+
 def _marks_found(allocations: list[tuple[int, int, int]], marks: list[int]) -> list[Happening]:
-    """The stream: ``allocations`` with those that are marks, at these addresses, taken for that."""
+    """The stream: ``allocations`` with those that are marks, at these addresses, taken for that.
+
+    Each mark was held until the next one was made. So the last allocation at its address before
+    the next mark is the mark.
+    """
+    number = len(marks) - 1
+    found: dict[int, int] = {}  # place among the allocations -> the mark's number
+    for place in range(len(allocations) - 1, -1, -1):
+        if number < 0:
+            break
+        _, address, size = allocations[place]
+        if size > 0 and address == marks[number]:
+            found[place] = number
+            number -= 1
+    if number >= 0:
+        raise RuntimeError(f"{number + 1} of {len(marks)} marks were lost")
     stream: list[Happening] = []
-    passed, inside_mark = 0, False
-    expected = (marks[0], _mark_bytes(0)) if marks else None
+    held: set[int] = set()  # addresses of marks
     begin = allocations[0][0] if allocations else 0
-    for i, (nanoseconds, address, size) in enumerate(allocations):
+    for place, (nanoseconds, address, size) in enumerate(allocations):
         time = (nanoseconds - begin) / 1e9
-        if inside_mark:  # the mark's own free
-            inside_mark = False
-        elif (
-            (address, size) == expected
-            and i + 1 < len(allocations)
-            and allocations[i + 1][1] == address
-        ):
-            stream.append(Happening("mark", passed, 0, time))
-            passed, inside_mark = passed + 1, True
-            expected = (marks[passed], _mark_bytes(passed)) if passed < len(marks) else None
+        if place in found:
+            held.add(address)
+            stream.append(Happening("mark", found[place], 0, time))
         elif size > 0:
             stream.append(Happening("allocate", address, size, time))
+        elif address in held:
+            held.remove(address)
         else:
             stream.append(Happening("free", address, -size, time))
-    if passed != len(marks):
-        raise RuntimeError(f"{len(marks) - passed} of {len(marks)} marks were lost")
     return stream
-
-
-def _mark_bytes(number: int) -> int:
-    """The size of a mark: odd, so that no tensor of 2-, 4- or 8-byte numbers has it.
-
-    Marks that follow each other differ. If the step allocates and frees bytes just like the next
-    mark's, those are taken for it, and the mark itself for theirs; the one after that is told
-    apart again, and no later mark is misplaced.
-    """
-    return 4099 + 2 * (number % 64)
 
 
 def where_storage_begins(tensor: torch.Tensor) -> int:
@@ -205,13 +240,24 @@ class SimulatedTensors:
 
     def address(self, tensor: torch.Tensor) -> int:
         """A number that identifies the bytes of the tensor's storage while they live."""
-        identity = tensor.untyped_storage()._cdata
+        return self.place(tensor.untyped_storage())
+
+    def place(self, storage: torch.UntypedStorage) -> int:
+        """The same number for storage."""
+        identity = storage._cdata
         known = self._alive.get(identity)
         return identity if known is None else known.address
 
     def made(self, tensor: torch.Tensor) -> int:
         """The address of an operator's result, whose bytes are new unless they are known."""
-        storage = tensor.untyped_storage()
+        return self._as_it_is_now(tensor.untyped_storage())
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Say that storage got other bytes."""
+        if storage._cdata in self._alive:
+            self._as_it_is_now(storage)
+
+    def _as_it_is_now(self, storage: torch.UntypedStorage) -> int:
         identity, size = storage._cdata, storage.nbytes()
         known = self._alive.get(identity)
         if known is not None and known.size == size:
@@ -224,6 +270,10 @@ class SimulatedTensors:
         free = Happening("free", address, size, None)
         self._follow(storage, address, size, functools.partial(self._stream.append, free))
         return address
+
+    def is_foreign(self, tensor: torch.Tensor) -> bool:
+        """Never: all simulated memory is counted by its storages."""
+        return False
 
     def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None:
         """Call ``freed`` when storage that existed before the start is freed."""

@@ -78,8 +78,19 @@ class CUDAAllocator:
 
     made = address
 
+    def place(self, storage: torch.UntypedStorage) -> int:
+        """The address of storage; 0 if it is not on this GPU."""
+        return storage.data_ptr() if storage.device == self.device else 0
+
+    def is_foreign(self, tensor: torch.Tensor) -> bool:
+        """Never: other memory than the allocator's is not looked for on a GPU."""
+        return False
+
     def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None:
         """Nothing to do: the history reports each free, that of older storage included."""
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Nothing to do, for the same reason."""
 
     def stop(self) -> list[Happening]:
         """End listening; everything that happened, in order.

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .allocator import SimulatedTensors
 from .language import text
-from .recorder import Found, Operator, Recorder, what_exists
+from .recorder import END, Found, Operator, Recorder, what_exists
 
 STATIC = -1  # storage that exists before the step: parameters, buffers, the input
 
@@ -208,7 +208,7 @@ class _Watch:
         self.modules, self.x = modules, x
         self.model = nn.ModuleList(modules)
         self.recorder = Recorder(SimulatedTensors(), self.model)
-        self.recorder.existed_before(what_exists(self.model, None, x))
+        self.recorder.existed_before(what_exists(self.model, (), x))
         self.slots = 0
         self.had_gradient = {id(p) for p in self.model.parameters() if p.grad is not None}
         self.first_node: list[int] = []  # number that each layer's first autograd node got
@@ -228,7 +228,7 @@ class _Watch:
         was_on = gc.isenabled()
         gc.disable()
         try:
-            with torch.enable_grad(), _NodeNumbers(self), self.recorder.listening(self.model, None):
+            with torch.enable_grad(), _NodeNumbers(self), self.recorder.listening(self.model):
                 with hooks:
                     result = self._forward(loss)
                 result.backward()
@@ -307,10 +307,13 @@ class _Score:
     def _replay(self) -> None:
         log = self.watch.recorder.log
         private: int | None = None
+        operator: Operator | None = None  # that is running
         for happening in self.watch.recorder.stream:
             if happening.kind == "allocate":
                 if private is not None:
                     self._private[happening.address] = private
+                elif operator and operator.continues(happening.address, self._alive):
+                    self._alive[happening.address] = self._alive.pop(operator.reads[0])
                 else:
                     self._make(happening.address, happening.size)
             elif happening.kind == "free":
@@ -323,8 +326,11 @@ class _Score:
                     else:
                         self._marked(entry)
                 elif isinstance(entry, Operator):
+                    operator = entry
                     if entry.phase == "backward" and not self._backward:
                         self._backward = True
+                elif entry is END:
+                    operator = None
                 elif isinstance(entry, Found):
                     self.before += entry.size
         self.flops[self._backward][self._at] += self.watch.recorder.flops - self._flops_done

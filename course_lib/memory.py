@@ -16,7 +16,7 @@ import inspect
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from .recorder import (
     Operator,
     Phase,
     Recorder,
+    Resized,
     Role,
     parameters_of,
     what_exists,
@@ -46,6 +47,8 @@ from .recorder import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Optimizers = Optimizer | Sequence[Optimizer] | None
 
 __all__ = ["Block", "Event", "MemoryTrace", "Phase", "Role", "measure", "measuring", "simulated"]
 
@@ -93,7 +96,9 @@ class MemoryTrace:
     ``kept``: what is alive at the end of the forward pass (the largest, if there were several), or
     at the end of the step if there was no backward pass. ``before``: what existed at the start.
     ``peak_index``: the event in ``events`` that reached the peak, -1 if nothing rose above
-    ``before``. ``alive_at_peak``: the blocks that make up the peak, largest first.
+    ``before``. ``alive_at_peak``: the blocks that make up the peak, largest first. ``otherwise``:
+    operators of the step whose gradients autograd computes in another way, and with other bytes,
+    while it is watched: see :func:`measure`.
     """
 
     peak: int
@@ -106,6 +111,7 @@ class MemoryTrace:
     peak_index: int
     alive_at_peak: tuple[Block, ...] = field(repr=False)
     events: tuple[Event, ...] = field(repr=False)
+    otherwise: tuple[str, ...] = ()
 
     def peak_of(self, *roles: Role) -> int:
         """The highest total of these roles alone, in bytes; it may fall elsewhere than the peak."""
@@ -134,13 +140,14 @@ class MemoryTrace:
 def measure(
     step: Callable[[], Any],
     model: nn.Module | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers = None,
     inputs: Any = (),
 ) -> MemoryTrace:
     """Run ``step()`` once and account for every byte it had.
 
-    ``step``: the work, without arguments; its result is dropped. ``model``, ``optimizer``,
-    ``inputs`` (a tensor, or any nesting of tuples, lists and dicts of them): what exists before.
+    ``step``: the work, without arguments; its result is dropped. ``model``, ``optimizer`` (one or
+    several), ``inputs`` (a tensor, or any nesting of tuples, lists and dicts of them): what exists
+    before.
     Other tensors that the step reads are found and counted: leaves that require a gradient as
     parameters, the rest as inputs. Tensors made under :func:`simulated` are measured as such. If
     any of what exists is on a GPU, the memory of that GPU is measured, and none of the CPU's.
@@ -149,10 +156,14 @@ def measure(
     are bitwise the same, and an exception passes through unchanged. Python's cycle collector
     rests meanwhile, so that bytes are the same in every run.
 
-    Autograd itself computes a few gradients in another way while anything watches it (those of
-    ``prod``, ``cumprod``, of ``max``, ``min`` and ``median`` over a whole tensor, of some of
-    ``torch.linalg``): the bytes are then those of the watched step, and gradients of ``prod`` and
-    ``cumprod`` may differ in the last bit.
+    Autograd computes a few gradients in another way while anything watches it: those of
+    ``binary_cross_entropy``, ``binary_cross_entropy_with_logits``, ``clamp (by tensors)``,
+    ``cumprod``, ``linalg.householder_product``, ``masked_fill (by a tensor)``, ``max (of all
+    elements)``, ``median (of all elements)``, ``min (of all elements)``, ``nanmedian (of all
+    elements)``, ``ormqr``, ``prod`` and ``trace``. The engine is left alone with these, so that
+    bytes and bits are the bare step's; their inner operators are not seen then, nor their FLOPs.
+    Where that cannot be, with simulated tensors, inside a checkpoint, and always for ``sparse
+    gradients``, the bytes are those of the watched step, and the trace's ``otherwise`` says so.
 
     Raises ``TypeError`` if ``step`` cannot be called without arguments, is a generator function
     or a coroutine function, or ``model`` is no module,
@@ -168,13 +179,20 @@ def measure(
 
 @contextlib.contextmanager
 def measuring(
-    model: nn.Module | None = None, optimizer: Optimizer | None = None, inputs: Any = ()
+    model: nn.Module | None = None,
+    optimizer: Optimizers = None,
+    inputs: Any = (),
+    *,
+    headroom: bool = True,
 ) -> Iterator[Callable[[], MemoryTrace]]:
     """Measure the body of a ``with``, where the step is no function of its own.
 
     The value is a function that returns the :class:`MemoryTrace` once the body has ended.
+    ``headroom``: raise ``MemoryError`` before an operator whose result does not fit into the memory
+    that is left. What else the measuring runs into, it raises when the body has ended.
     """
-    _check_model(model, optimizer)
+    optimizers = _optimizers(optimizer)
+    _check_model(model, optimizers)
     # checkpoint() and optimizers load this when first called, which takes longer than a step.
     importlib.import_module("torch._dynamo")
     if not _running.acquire(blocking=False):
@@ -186,7 +204,7 @@ def measuring(
         )
     try:
         with _collector_resting():
-            existing = what_exists(model, optimizer, inputs)
+            existing = what_exists(model, optimizers, inputs)
             source, surroundings = _source_for([tensor for tensor, _ in existing])
             requested_of_gpus = requested_so_far()
             trace: list[MemoryTrace] = []
@@ -203,13 +221,15 @@ def measuring(
 
             with contextlib.ExitStack() as stack:
                 stack.enter_context(surroundings)
-                recorder = Recorder(source, model)
+                recorder = Recorder(source, model, headroom)
                 recorder.existed_before(existing)
                 del existing  # or the step could not free any of it
                 threads = stack.enter_context(_noticing_threads())
-                stack.enter_context(recorder.listening(model, optimizer))
+                stack.enter_context(recorder.listening(model, optimizers))
                 yield result
             _check_threads(threads + recorder.elsewhere)
+            if recorder.trouble is not None:
+                raise RuntimeError(_not_watched(recorder.trouble)) from recorder.trouble
             if isinstance(source, CPUAllocator) and requested_so_far() != requested_of_gpus:
                 raise RuntimeError(_memory_of_a_gpu())
             trace.append(_Lives(recorder).trace())
@@ -296,7 +316,8 @@ class _Lives:
                 made_inside.discard(happening.address)
             else:
                 entry = self.recorder.log[happening.address]
-                if isinstance(entry, Found) and entry.address not in made_inside:
+                came_from_before = isinstance(entry, Found) and not entry.just_made
+                if came_from_before and entry.address not in made_inside:
                     found[entry.address] = (entry.role, entry.size)
         return found
 
@@ -317,6 +338,9 @@ class _Lives:
                     repeated.pop(0)
                     continue
                 maker = open_operators[-1] if open_operators else None
+                if maker is not None and maker.continues(address, self.alive):
+                    self.alive[address] = self.alive.pop(maker.reads[0])
+                    continue
                 change = self._allocate(address, size, time, maker, phase)
                 if maker is None:
                     undated.append(change)
@@ -337,6 +361,11 @@ class _Lives:
                 self._read(entry)
             elif isinstance(entry, Given):
                 self._give(entry)
+            elif isinstance(entry, Found) and entry.just_made:
+                self._allocate(entry.address, entry.size, time, None, phase).life.given = entry.role
+            elif isinstance(entry, Resized):
+                if (life := self.alive.get(entry.address)) is not None:
+                    life.is_tensor, life.given = True, life.given or entry.role
             elif isinstance(entry, Freed):
                 self._free(entry.address, time, phase)
             elif isinstance(entry, Aside):
@@ -413,6 +442,7 @@ class _Lives:
             peak_index=peak_index,
             alive_at_peak=tuple(sorted(at_peak, key=lambda block: -block.size)),
             events=tuple(events),
+            otherwise=tuple(sorted(self.recorder.otherwise)),
         )
 
     def _alive_after(self, changes: int) -> list[_Life]:
@@ -611,24 +641,47 @@ def _check_step(step: Any) -> None:
         ) from None
 
 
-def _check_model(model: Any, optimizer: Any) -> None:
-    for name, value, kind in (("model", model, nn.Module), ("optimizer", optimizer, Optimizer)):
-        if value is not None and not isinstance(value, kind):
+def _optimizers(given: Optimizers) -> list[Optimizer]:
+    """The optimizers, out of what libraries put around one, such as Lightning and Accelerate."""
+    if given is None:
+        return []
+    found = []
+    for value in given if isinstance(given, (list, tuple)) else [given]:
+        inner = getattr(value, "optimizer", None)
+        found.append(inner if isinstance(inner, Optimizer) else value)
+    return found
+
+
+def _check_model(model: Any, optimizers: list[Any]) -> None:
+    given = [("optimizer", value, Optimizer) for value in optimizers]
+    if model is not None:
+        given.insert(0, ("model", model, nn.Module))
+    for name, value, kind in given:
+        if not isinstance(value, kind):
             raise TypeError(
                 text(
                     zh=f"{name} 必须是 {kind.__name__}，现在是 {type(value).__name__}。",
                     en=f"{name} must be of type {kind.__name__}, not {type(value).__name__}.",
                 )
             )
-    if model is not None and optimizer is not None:
+    if model is not None and optimizers:
         ours = {id(parameter) for parameter in model.parameters()}
-        if not any(id(parameter) in ours for parameter in parameters_of(optimizer)):
+        theirs = [parameter for one in optimizers for parameter in parameters_of(one)]
+        if not any(id(parameter) in ours for parameter in theirs):
             raise ValueError(
                 text(
                     zh="optimizer 里没有 model 的任何参数：它是为别的模型建的。",
                     en="optimizer holds no parameter of model: it was made for another one.",
                 )
             )
+
+
+def _not_watched(trouble: Exception) -> str:
+    words = f"{type(trouble).__name__}: {trouble}"
+    return text(
+        zh=f"这一步照常跑完了，但没能全程测量：{words}",
+        en=f"The step ran as it does unmeasured, but could not be watched to its end: {words}",
+    )
 
 
 def _check_threads(names: list[str]) -> None:

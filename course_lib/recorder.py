@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import linecache
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey
 from torch._C._dynamo import eval_frame
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as module_hooks
 from torch.nn.parameter import is_lazy
@@ -35,6 +38,21 @@ from torch.utils.flop_counter import flop_registry
 
 from .allocator import CPUAllocator, Happening, SimulatedTensors, Source
 from .room import Room
+from .unwatched import (
+    ACCUMULATES,
+    ADD,
+    ADD_IN_PLACE,
+    ENGINE,
+    INTO_ZEROS,
+    PRODUCTS,
+    SPARSE,
+    ZEROS,
+    LeftAlone,
+    could_add_in_place,
+    counts_of_sole_owner,
+    meets_itself,
+    saved_by,
+)
 
 Phase = Literal["forward", "backward", "optimizer step"]
 
@@ -96,7 +114,8 @@ class Operator:
 
     ``place``: for a gradient that the engine computes, that of the forward operator.
     ``recomputing``: forward work done during the backward pass. ``numbers``: the sizes of the
-    tensors that PyTorch makes of Python numbers before it calls the operator.
+    tensors that PyTorch makes of Python numbers before it calls the operator. ``in_place``: the
+    bare step would have added the second tensor to the first, whose memory therefore lives on.
     """
 
     name: str
@@ -106,6 +125,11 @@ class Operator:
     reads: tuple[int, ...]
     made: tuple[int, ...] = ()
     numbers: tuple[int, ...] = ()
+    in_place: bool = False
+
+    def continues(self, address: int, alive: Container[int]) -> bool:
+        """Whether what it got at ``address`` is, in the bare step, what it read first."""
+        return self.in_place and self.made == (address,) and self.reads[0] in alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +142,24 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An operator read a tensor that nobody had mentioned and no operator had made."""
+    """An operator read a tensor that nobody had mentioned and no operator had made.
+
+    ``just_made``: it came into being during the step, in memory that is not PyTorch's own, as a
+    tensor made of a NumPy array does; otherwise it existed before.
+    """
 
     role: Role
     address: int
     size: int
+    just_made: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """Storage was resized by hand: it is a tensor's, and now lies here."""
+
+    address: int
+    role: Role | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +185,25 @@ class Aside:
 
 
 END = None  # of the operator that began last, or of what was done aside
-Entry = Operator | Given | Found | Freed | Aside | None
+Entry = Operator | Given | Found | Resized | Freed | Aside | None
+
+
+def _harmless(method: Callable) -> Callable:
+    """Have a method that notes something never end the step: it gives up noting instead."""
+
+    def guarded(self: Recorder, *about: Any, **more: Any) -> Any:
+        if self.trouble is not None:
+            return None
+        try:
+            return method(self, *about, **more)
+        except MemoryError:  # said on purpose: see headroom
+            raise
+        except Exception as problem:
+            self.trouble = problem.with_traceback(None)  # a traceback keeps tensors alive
+            return None
+
+    never_compiled(method)
+    return never_compiled(guarded)
 
 
 class Recorder(TorchDispatchMode):
@@ -156,7 +211,11 @@ class Recorder(TorchDispatchMode):
 
     ``before``: address → (role, bytes) of what existed when the step began. ``flops``: counted as
     ``FlopCounterMode`` does. ``stream``: the source's, once :meth:`listening` has ended.
+    ``trouble``: what kept the recorder from going on; the step itself went on, unwatched.
+    ``headroom``: whether to refuse what does not fit into memory.
     """
+
+    supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -166,7 +225,7 @@ class Recorder(TorchDispatchMode):
     def ignore_compile_internals(cls) -> bool:
         return True  # else a compiled model would run uncompiled while it is measured
 
-    def __init__(self, source: Source, model: nn.Module | None):
+    def __init__(self, source: Source, model: nn.Module | None, headroom: bool = True):
         super().__init__()
         self.source = source
         self.log: list[Entry] = []
@@ -174,17 +233,33 @@ class Recorder(TorchDispatchMode):
         self.before: dict[int, tuple[Role, int]] = {}
         self.flops = 0
         self.built_a_graph = False
-        self._names = {id(m): name for name, m in model.named_modules()} if model else {}
+        self.trouble: Exception | None = None
+        self.elsewhere: list[str] = []  # names of other threads that modules ran in
+        self._names = (
+            {id(m): name for name, m in model.named_modules()} if model is not None else {}
+        )
         self._modules: list[str] = []
         self._places: dict[int, Place] = {}  # autograd node's number -> its forward operator's
+        self._kinds: dict[int, _Kind] = {}  # by the operator's id: its own hash takes longer
         self._known: set[int] = {0}  # addresses that need no second look
+        self._foreign: set[int] = set()  # those of them that are not PyTorch's own memory
+        self._birth: list[None] = []  # of this recorder: what Python lists after it is younger
         self._done_in_forward: set[tuple] = set()  # operators, by module path or line
         self._optimizers: list[int] = []  # the backward pass (-1: none) that each one runs in
-        self.elsewhere: list[str] = []  # names of other threads that modules ran in
         self._thread = threading.get_ident()
         self._zeros: tuple[int, ...] = ()  # what the engine's last operator made, if zeros
-        self._room = Room(self._aside) if isinstance(source, CPUAllocator) else None
-        self._sole_owner = _counts_of_sole_owner(isinstance(source, SimulatedTensors))
+        self._run: tuple[int, int] = (-1, -1)  # the backward pass and the node the engine is at
+        self._roles_of_resized: dict[int, Role] = {}  # by the storage's own identity
+        self._made_in: dict[int, tuple[int, int]] = {}  # the run that an address was made in
+        self._sums: list[Operator] = []  # of this run, with nothing but sums after them
+        self._call: tuple[int, int] | None = None  # the frame and instruction that work is done for
+        self._product = 0  # address of the product that its last operator returned, if it did
+        self._below_autograd = False  # inside of an operator that takes functions
+        self._at_engine = False  # whether it called the operator that began last
+        self._room = Room(self._aside) if headroom and isinstance(source, CPUAllocator) else None
+        self._simulated = isinstance(source, SimulatedTensors)
+        self._sole_owner = counts_of_sole_owner(self._simulated)
+        self._alone = LeftAlone(self, self._node_begins, self._node_ends, self._simulated)
 
     # --- what exists before -----------------------------------------------------------------
 
@@ -194,21 +269,52 @@ class Recorder(TorchDispatchMode):
             for part in parts(tensor):
                 address = self.source.address(part)
                 if address not in self._known:
-                    self._known.add(address)
                     self.before[address] = (role, part.untyped_storage().nbytes())
                     self._watch(part, address)
 
-    def _found(self, tensor: Tensor, address: int) -> None:
-        self._known.add(address)
+    def _is_new(self, tensor: Tensor, address: int) -> bool:
+        """Whether nobody has mentioned this memory and no operator has made it."""
+        if address not in self._known:
+            return True
+        # A NumPy array may come to lie where a tensor lay before.
+        return address not in self._foreign and address != 0 and self.source.is_foreign(tensor)
+
+    def _find(self, tensor: Tensor, address: int, role: Role | None = None) -> None:
+        """Note a tensor that came from outside the step."""
         if isinstance(self.source, SimulatedTensors) and not isinstance(tensor, FakeTensor):
+            self._known.add(address)
             return  # a constant on its way to becoming a simulated tensor
-        trainable = isinstance(tensor, nn.Parameter) or (tensor.is_leaf and tensor.requires_grad)
-        role = Role.PARAMETER if trainable else Role.INPUT
-        self._write(Found(role, address, tensor.untyped_storage().nbytes()))
+        if role is None:
+            leaf = isinstance(tensor, nn.Parameter) or (tensor.is_leaf and tensor.requires_grad)
+            role = Role.PARAMETER if leaf else Role.INPUT
+        just_made = self.source.is_foreign(tensor) and self._is_younger(tensor)
+        self._write(Found(role, address, tensor.untyped_storage().nbytes(), just_made))
         self._watch(tensor, address)
 
+    def _is_younger(self, tensor: Tensor) -> bool:
+        """Whether Python made it after the step began.
+
+        The garbage collector rests meanwhile, and lists what it has not yet looked at in the order
+        in which it came into being.
+        """
+        for thing in reversed(gc.get_objects(generation=0)):
+            if thing is tensor or thing is self._birth:
+                return thing is tensor
+        return False  # both were looked at: the step itself had the collector run
+
     def _watch(self, tensor: Tensor, address: int) -> None:
-        self.source.watch(tensor, functools.partial(self._write, Freed(address)))
+        self._known.add(address)
+        foreign = self.source.is_foreign(tensor)
+        if foreign:
+            self._foreign.add(address)
+
+        def freed() -> None:
+            if foreign:
+                self._foreign.discard(address)
+                self._known.discard(address)
+            self._write(Freed(address))
+
+        self.source.watch(tensor, freed)
 
     # --- operators --------------------------------------------------------------------------
 
@@ -217,85 +323,204 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace in _NO_WORK:
+        for tensor_type in types:
+            if tensor_type not in _PLAIN and _dispatches(tensor_type):
+                self._gives_to_parts(args, sys._getframe(1))
+                return NotImplemented  # the operators that it is made of come here one by one
+        if isinstance(func, HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
+        kind = self._kinds.get(id(func))
+        if kind is None:
+            kind = self._kinds[id(func)] = _kind(func)
+        if not kind.works:
             if func is _DEVICE and not args[0].fake_mode.in_kernel_invocation:
                 return args[0].fake_device  # asked more often than all operators together
             return func(*args, **kwargs)
-        if torch.is_inference_mode_enabled():  # elsewhere, operators come taken apart by autograd
+        # Elsewhere, operators come taken apart by autograd.
+        if self._below_autograd or torch.is_inference_mode_enabled():
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        caller = sys._getframe(1)
-        by_engine = caller.f_code is _ENGINE  # it computes a gradient
+        operator = self._begins(func, kind, args, kwargs, sys._getframe(1))
+        if operator is None:
+            return func(*args, **kwargs)
+        self._write(operator)
+        try:
+            result = self._unwatched(func, operator)(*args, **kwargs)
+            self._ends(func, kind, args, kwargs, result, operator)
+            return result
+        finally:
+            self._write(END)
+
+    @_harmless
+    def _begins(
+        self, func: Any, kind: _Kind, args: tuple, kwargs: dict[str, Any], caller: Any
+    ) -> Operator | None:
+        """What is known of an operator before it runs; None for a view, which takes no memory."""
         grad = torch.is_grad_enabled()
         backward_pass = torch._C._current_graph_task_id()  # -1: none
         in_backward = backward_pass != -1
-        starts_backward = func is _ONES_LIKE and _called_by_autograd(caller)  # with ones_like(loss)
-        kind = _kind(func)
-
+        node = None  # that the engine, not Python code, calls the operator for
+        if in_backward and caller.f_code is ENGINE:
+            node = torch._C._current_autograd_node()
+        self._at_engine = node is not None
         recomputing = False
-        node = torch._C._current_autograd_node() if by_engine and in_backward else None
         if node is not None:
-            place = self._places.get(node._sequence_nr(), NOWHERE)
+            number = node._sequence_nr()
+            place = self._places.get(number, NOWHERE)
+            if number >= ACCUMULATES and args[0].layout is not torch.strided:
+                self._alone.met.add(SPARSE)
+            if (backward_pass, number) != self._run:
+                self._run = (backward_pass, number)
+                self._sums.clear()
         else:
             place = Place(self._modules[-1] if self._modules else None, *learners_line(caller))
-            work = (func, place.module) if self._modules else (func, *place)
-            if in_backward:  # with its graph, or the same again
-                recomputing = grad or work in self._done_in_forward
-            else:
-                self._done_in_forward.add(work)
+            if not kind.is_view:
+                work = (id(func), place.module) if self._modules else (id(func), *place)
+                if in_backward:  # with its graph, or the same again
+                    recomputing = grad or work in self._done_in_forward
+                else:
+                    self._done_in_forward.add(work)
             if grad:  # the node that this operator belongs to was numbered just before
                 self._places.setdefault(torch.autograd._get_sequence_nr() - 1, place)
-
-        if self._optimizers and self._optimizers[-1] == backward_pass and not grad:
-            phase: Phase = "optimizer step"
-        else:
-            phase = "backward" if in_backward or starts_backward else "forward"
 
         reads = []
         for tensor in _tensors(args, kwargs):
             address = self.source.address(tensor)
-            if address not in self._known:
-                self._found(tensor, address)
+            if self._is_new(tensor, address):
+                self._find(tensor, address)
             reads.append(address)
+        is_sum = func is ADD and node is not None and self._is_sum(node, args, reads, grad)
+        in_place = is_sum
+        if node is None:
+            call = (id(caller), caller.f_lasti)
+            if func is ADD and call == self._call and reads[0] == self._product:
+                in_place = could_add_in_place(args[0], self._sole_owner)
+            self._call, self._product = call, 0
+        if (
+            self._sums and not is_sum and node is not None
+        ):  # then what came before was not the engine's
+            for earlier in self._sums:
+                earlier.in_place = False
+            self._sums.clear()
+        if kind.is_view:
+            if node is not None and self._run[1] >= ACCUMULATES:  # becomes the gradient as it is
+                self._write(Given(Role.GRADIENT, tuple(reads)))
+            elif func in PRODUCTS:
+                self._product = reads[0]
+            return None
 
         if self._room is not None and kind.makes:
             self._room.take(func, args, kwargs)
+        starts_backward = func is _ONES_LIKE and _called_by_autograd(caller)  # with ones_like(loss)
+        if self._optimizers and self._optimizers[-1] == backward_pass and not grad:
+            phase: Phase = "optimizer step"
+        else:
+            phase = "backward" if in_backward or starts_backward else "forward"
         operator = Operator(kind.name, phase, recomputing, place, ())
-        if not (kind.is_view or starts_backward):  # neither uses the value, only its shape
+        if not starts_backward:  # which uses only the loss's shape
             operator.reads = tuple(reads)
         if kind.tensors:
             operator.numbers = _numbers(args, kind.tensors)
-        self._write(operator)
-        try:
-            unwatched = self._unwatched(func, args) if by_engine and not grad else func
-            result = unwatched(*args, **kwargs)
-            operator.made = tuple(self.source.made(t) for t in _tensors((result,), {}))
-        finally:
-            self._write(END)
-        self._known.update(operator.made)
-        self._zeros = operator.made if by_engine and func in _ZEROS else ()
-        if type(node).__name__ == "AccumulateGrad":
-            added = tuple(reads) if func is _ADD_IN_PLACE else ()
-            self._write(Given(Role.GRADIENT, operator.made + added))
+        operator.in_place = in_place
+        if is_sum:
+            self._sums.append(operator)
+        return operator
+
+    @_harmless
+    def _gives_to_parts(self, args: tuple, caller: Any) -> None:
+        """Say of a parameter's gradient that is made of several tensors that it is one."""
+        node = torch._C._current_autograd_node() if caller.f_code is ENGINE else None
+        if node is not None and node._sequence_nr() >= ACCUMULATES:
+            self._give(Role.GRADIENT, [t for t in args[:1] if isinstance(t, Tensor)])
+
+    @_harmless
+    def _ends(
+        self, func: Any, kind: _Kind, args: tuple, kwargs: dict[str, Any], result: Any,
+        operator: Operator,
+    ) -> None:  # fmt: skip
+        """What is known of an operator once it has run."""
+        made = operator.made = tuple([self.source.made(t) for t in _tensors((result,), {})])
+        self._known.update(made)
+        at_engine = self._at_engine
+        self._zeros = made if at_engine and func in ZEROS else ()
+        if func in PRODUCTS and not at_engine:
+            self._product = made[0]
+        if at_engine or self._made_in:
+            run = self._run if at_engine else _NO_RUN
+            self._made_in.update([(address, run) for address in made])
+        if at_engine and self._run[1] >= ACCUMULATES:
+            added = operator.reads if func is ADD_IN_PLACE else ()
+            self._write(Given(Role.GRADIENT, made + added))
+        if func in _RESIZES:
+            for tensor in _tensors(args, kwargs):
+                storage = tensor.untyped_storage()
+                self._resized(storage, operator.reads[0])
         if kind.flops is not None:
             self.flops += kind.flops(*args, **kwargs, out_val=result)
-        return result
 
-    def _unwatched(self, func: Any, args: tuple) -> Any:
-        """What autograd calls in place of ``func`` when nobody watches.
+    def _is_sum(self, node: Any, args: tuple, reads: list[int], grad: bool) -> bool:
+        """Whether the engine, not a node's own formula, adds up two gradients of one value.
 
-        While a dispatch mode is active, it does not dare to change its own intermediate gradients
-        in place and takes new memory, so the watched step would need more than the real one.
+        The bare engine adds the second to the first in place, if nobody else holds that; while it
+        is watched, it takes new memory.
+
+        What it adds to was made by another node, or by this one for another of its edges; after
+        its sums, a node calls no other operator.
         """
-        if func is _ADD:  # two gradients meet: torch/csrc/autograd/input_buffer.cpp
-            first = args[0]
-            if isinstance(first, Tensor) and _counts(first) == self._sole_owner and _DENSE(first):
-                return _ADD_IN_PLACE
-        elif func in _INTO_ZEROS and self.source.address(args[0]) in self._zeros:
-            return _INTO_ZEROS[func]  # areAnyTensorSubclassLike in .../autograd/FunctionsManual.cpp
+        if grad or self._run[1] >= ACCUMULATES:
+            return False
+        if not could_add_in_place(args[0], self._sole_owner):
+            return False
+        return self._made_in.get(reads[0]) != self._run or meets_itself(node)
+
+    @property
+    def otherwise(self) -> set[str]:
+        """Operators whose gradients the watched step had to compute in another way."""
+        return self._alone.met
+
+    @_harmless
+    def _node_begins(self, node: Any) -> None:
+        """The engine computes a gradient, and nobody will see its operators."""
+        reads = [self.source.address(part) for saved in saved_by(node) for part in parts(saved)]
+        place = self._places.get(node._sequence_nr(), NOWHERE)
+        self._write(Operator(node.name(), "backward", False, place, tuple(reads)))
+
+    def _node_ends(self, gradients: Sequence[Tensor | None]) -> None:
+        made = [t for t in gradients if t is not None]
+        self._known.update([self.source.made(part) for t in made for part in parts(t)])
+        self._write(END)
+
+    def _unwatched(self, func: Any, operator: Operator) -> Any:
+        """What autograd calls when nobody watches: it then puts parts into zeros in place."""
+        if self._zeros and func in INTO_ZEROS and operator.reads[0] in self._zeros:
+            return INTO_ZEROS[func]
         return func
+
+    def _higher_order(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run ``cond``, flex attention and the like so that their inner operators come here."""
+        dense = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+        if func.name() in _SEES_INSIDE and dense is not None and not self._simulated:
+            before, self._below_autograd = self._below_autograd, True
+            try:
+                with self:
+                    return dense(*args, **kwargs)
+            finally:
+                self._below_autograd = before
+
+        def watched(inner: Callable) -> Callable:
+            def with_recorder(*given: Any, **more: Any) -> Any:
+                with self:
+                    return inner(*given, **more)
+
+            return with_recorder
+
+        args = tuple(
+            watched(value) if callable(value) and not isinstance(value, Tensor) else value
+            for value in args
+        )
+        return func(*args, **kwargs)
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -306,13 +531,16 @@ class Recorder(TorchDispatchMode):
             self._write(END)
 
     def _write(self, entry: Entry) -> None:
-        self.log.append(entry)
-        self.source.mark()
+        if self.trouble is None:
+            self.log.append(entry)
+            self.source.mark()
 
     # --- the step's surroundings ------------------------------------------------------------
 
     @contextlib.contextmanager
-    def listening(self, model: nn.Module | None, optimizer: Optimizer | None) -> Iterator[None]:
+    def listening(
+        self, model: nn.Module | None, optimizers: Sequence[Optimizer] = ()
+    ) -> Iterator[None]:
         """Record the body; afterwards nothing is left behind, also if it raised."""
         stack = contextlib.ExitStack()
         try:
@@ -325,13 +553,15 @@ class Recorder(TorchDispatchMode):
                 ):
                     stack.callback(register(hook).remove)
                 first_node = torch.autograd._get_sequence_nr()
+                stack.enter_context(_told_of_resizes(self.source.place, self._resized))
+                stack.enter_context(self._alone.listening())
                 self.source.start()
                 stack.callback(lambda: self.stream.extend(self.source.stop()))
+            self._birth = []
             with self:
                 yield
             self.built_a_graph = torch.autograd._get_sequence_nr() > first_node
-            for tensor, role in what_exists(model, optimizer):
-                self._give(role, [tensor])
+            self._name_what_exists(model, optimizers)
         finally:
             try:
                 with _uninterrupted():
@@ -339,51 +569,83 @@ class Recorder(TorchDispatchMode):
             finally:
                 stack.close()  # if an interrupt came just before: there is nothing left to do else
 
-    def _give(self, role: Role, tensors: Iterable[Tensor | None]) -> None:
-        given = [part for tensor in tensors if tensor is not None for part in parts(tensor)]
-        if given:
-            self._write(Given(role, tuple(self.source.address(part) for part in given)))
+    @_harmless
+    def _name_what_exists(self, model: nn.Module | None, optimizers: Sequence[Optimizer]) -> None:
+        for tensor, role in what_exists(model, optimizers):
+            self._give(role, [tensor])
 
-    @never_compiled
+    @_harmless
+    def _resized(self, storage: torch.UntypedStorage, old: int) -> None:
+        """Have storage that now lies elsewhere keep the role that it had when the step began."""
+        self.source.resized(storage)
+        if old in self.before:
+            self._roles_of_resized[storage._cdata] = self.before[old][0]
+        new = self.source.place(storage)
+        self._write(Resized(new, self._roles_of_resized.get(storage._cdata)))
+
+    def _give(self, role: Role, tensors: Iterable[Tensor | None]) -> None:
+        given = []
+        for tensor in tensors:
+            for part in parts(tensor) if tensor is not None else ():
+                given.append(self.source.address(part))
+                if self._is_new(part, given[-1]):
+                    self._find(part, given[-1], role)
+        if given:
+            self._write(Given(role, tuple(given)))
+
+    @_harmless
     def _enter_module(self, module: nn.Module, inputs: Any) -> None:
         if threading.get_ident() != self._thread:  # the hooks are everybody's
             self.elsewhere.append(threading.current_thread().name)
         else:
             self._modules.append(self._names.get(id(module), type(module).__name__))
 
-    @never_compiled
+    @_harmless
     def _leave_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._modules and threading.get_ident() == self._thread:
             self._modules.pop()
 
-    @never_compiled
+    @_harmless
     def _enter_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._optimizers.append(torch._C._current_graph_task_id())
+        self._give(Role.PARAMETER, parameters_of(optimizer))
+        self._give(Role.OPTIMIZER_STATE, state_of(optimizer))
         self._give(Role.GRADIENT, [p.grad for p in parameters_of(optimizer)])
 
-    @never_compiled
+    @_harmless
     def _leave_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._optimizers.pop()
         self._give(Role.OPTIMIZER_STATE, state_of(optimizer))
 
 
 def what_exists(
-    model: nn.Module | None, optimizer: Optimizer | None, inputs: Any = ()
+    model: nn.Module | None, optimizers: Sequence[Optimizer] = (), inputs: Any = ()
 ) -> list[tuple[Tensor, Role]]:
-    """Every tensor that a model, its optimizer and a step's inputs hold, with its role."""
+    """Every tensor that a model, its optimizers and a step's inputs hold, with its role."""
     parameters: list[Tensor] = list(model.parameters()) if model is not None else []
-    if optimizer is not None:
+    for optimizer in optimizers:
         parameters += parameters_of(optimizer)
     found: list[tuple[Tensor, Role]] = [(p, Role.PARAMETER) for p in parameters]
     found += [(p.grad, Role.GRADIENT) for p in parameters if p.grad is not None]
     if model is not None:
         found += [(b, Role.BUFFER) for b in model.buffers()]
-    if optimizer is not None:
+        found += [(t, Role.BUFFER) for module in model.modules() for t in _attributes_of(module)]
+    for optimizer in optimizers:
         found += [(s, Role.OPTIMIZER_STATE) for s in state_of(optimizer)]
     given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     found += [(t, Role.INPUT) for t in given]
     found += [(t.grad, Role.GRADIENT) for t in given if t.is_leaf and t.grad is not None]
     return found
+
+
+def _attributes_of(module: nn.Module) -> list[Tensor]:
+    """The tensors that a module holds as plain attributes, as some do with a state."""
+    values = [v for name, v in vars(module).items() if name not in _KEPT_BY_MODULES]
+    values = [v for v in values if isinstance(v, (Tensor, list, tuple, dict))]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+_KEPT_BY_MODULES = frozenset(vars(nn.Module()))  # parameters, buffers, modules, hooks
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
@@ -394,6 +656,33 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
 def state_of(optimizer: Optimizer) -> list[Tensor]:
     """The tensors in an optimizer's state, Adam's moments for example."""
     return [s for s in tree_leaves(list(optimizer.state.values())) if isinstance(s, Tensor)]
+
+
+@contextlib.contextmanager
+def _told_of_resizes(
+    place: Callable[[torch.UntypedStorage], int], tell: Callable[[torch.UntypedStorage, int], None]
+) -> Iterator[None]:
+    """Call ``tell`` after a storage was resized from Python, as FSDP2 does with its parameters.
+
+    No operator is involved, so that nobody else would notice.
+    """
+    kind: Any = torch.UntypedStorage
+    original, inherited = kind.resize_, "resize_" not in vars(kind)
+
+    def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+        old = place(storage)
+        result = original(storage, size)
+        tell(storage, old)
+        return result
+
+    kind.resize_ = resize_
+    try:
+        yield
+    finally:
+        if inherited:
+            del kind.resize_
+        else:
+            kind.resize_ = original
 
 
 _register_always_called = functools.partial(
@@ -421,29 +710,15 @@ def _uninterrupted() -> Iterator[None]:
             handler(*came[0])
 
 
-# --- what autograd does when nobody watches -----------------------------------------------------
+# --- facts about operators and lines ------------------------------------------------------------
 
-_ENGINE = torch.autograd.graph._engine_run_backward.__code__
 _AUTOGRAD_FILE = torch.autograd.__file__
 _ONES_LIKE = torch.ops.aten.ones_like.default
-_ADD = torch.ops.aten.add.Tensor
 _DEVICE = torch.ops.prim.device.default
-_NO_WORK = ("prim", "profiler")  # ask a simulated tensor for its device, name a stretch of time
-_ADD_IN_PLACE = torch.ops.aten.add_.Tensor
-_DENSE = torch.ops.aten.is_non_overlapping_and_dense.default
-_ZEROS = {
-    torch.ops.aten.zeros.default,
-    torch.ops.aten.new_zeros.default,
-    torch.ops.aten.zeros_like.default,
-}
-_INTO_ZEROS = {  # the gradient of taking parts out: put the parts back into zeros
-    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
-    torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
-    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
-    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
-    torch.ops.aten.masked_scatter.default: torch.ops.aten.masked_scatter_.default,
-    torch.ops.aten.put.default: torch.ops.aten.put_.default,
-}
+_NO_WORK = ("prim", "profiler")
+_NO_RUN = (-1, -1)
+_RESIZES = {torch.ops.aten.resize_.default, torch.ops.aten.resize_as_.default}
+_SEES_INSIDE = ("flex_attention", "flex_attention_backward")  # without callables that do the work
 
 
 def _called_by_autograd(frame: Any) -> bool:
@@ -452,49 +727,10 @@ def _called_by_autograd(frame: Any) -> bool:
     return frame.f_code.co_filename == _AUTOGRAD_FILE
 
 
-def _counts(tensor: Tensor) -> tuple[int, int]:
-    if tensor.layout is not torch.strided:
-        return -1, -1
-    tensors = tensor._use_count()  # type: ignore[attr-defined]
-    return tensors, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
-
-
-@functools.cache
-def _counts_of_sole_owner(simulated: bool) -> tuple[int, int]:
-    """The reference counts that a dispatch mode sees on a gradient only the engine holds.
-
-    Found by trying, since the mode itself holds some: two gradients meet at ``y`` below.
-    """
-    seen: list[tuple[int, int]] = []
-
-    class Look(TorchDispatchMode):
-        @classmethod
-        def _should_skip_dynamo(cls) -> bool:
-            return False
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            if func is _ADD and sys._getframe(1).f_code is _ENGINE:
-                seen.append(_counts(args[0]))
-            return func(*args, **(kwargs or {}))
-
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with torch.enable_grad(), FakeTensorMode() if simulated else contextlib.nullcontext():
-        x = torch.ones(2, requires_grad=True)
-        with Look():
-            y = x * 2
-            torch.autograd.grad((y.sin() * y.cos()).sum(), x)
-    return seen[0]
-
-
-# --- facts about operators and lines ------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _Kind:
     name: str
+    works: bool  # else it asks a simulated tensor for its device, or names a stretch of time
     is_view: bool
     makes: bool  # results that are not its arguments
     tensors: tuple[int, ...]  # which arguments are single tensors, if several
@@ -504,7 +740,11 @@ class _Kind:
 @functools.cache
 def _kind(func: Any) -> _Kind:
     aliases = [returned.alias_info for returned in func._schema.returns]
-    is_view = bool(aliases) and all(alias and not alias.is_write for alias in aliases)
+    is_view = (
+        func.namespace == "aten"
+        and bool(aliases)
+        and all(alias and not alias.is_write for alias in aliases)
+    )
     makes = not all(aliases)
     tensors = tuple(
         i for i, argument in enumerate(func._schema.arguments)
@@ -513,7 +753,8 @@ def _kind(func: Any) -> _Kind:
     if len(tensors) < 2:  # then it is a tensor for certain
         tensors = ()
     flops = flop_registry.get(func._overloadpacket)
-    return _Kind(str(func._overloadpacket), is_view, makes, tensors, flops)
+    works = func.namespace not in _NO_WORK
+    return _Kind(str(func._overloadpacket), works, is_view, makes, tensors, flops)
 
 
 def _numbers(args: tuple, tensors: tuple[int, ...]) -> tuple[int, ...]:
@@ -542,6 +783,12 @@ def _tensors(args: Iterable[Any], kwargs: dict[str, Any]) -> list[Tensor]:
 _PLAIN = {Tensor, nn.Parameter, FakeTensor}
 
 
+@functools.cache
+def _dispatches(tensor_type: type) -> bool:
+    """Whether tensors of this type say themselves what an operator does to them."""
+    return tensor_type.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+
+
 def parts(tensor: Tensor) -> list[Tensor]:
     """The tensors with storage that this one is made of: itself, unless sparse or a wrapper."""
     if type(tensor) in _PLAIN and tensor.layout is torch.strided:
@@ -556,7 +803,8 @@ def parts(tensor: Tensor) -> list[Tensor]:
         return []  # a library's own layout, whose bytes cannot be reached
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
-        return [part for name in names for part in parts(getattr(tensor, name))]
+        held = [getattr(tensor, name) for name in names]  # a mesh of devices, for one, is no tensor
+        return [part for inner in held if isinstance(inner, Tensor) for part in parts(inner)]
     return [] if is_lazy(tensor) else [tensor]
 
 

@@ -102,12 +102,12 @@ def bytes_made(
 
     Found by trying, the first time that it gets such arguments; ``aside`` is entered for that.
     """
-    key: tuple = (func, _described(args))
-    if kwargs:
-        key += (*kwargs, _described(kwargs.values()))
     try:
+        key: tuple = (id(func), _described(args))
+        if kwargs:
+            key += (*kwargs, _described(kwargs.values()))
         size = _sizes.get(key)
-    except TypeError:  # an argument that is no table's key
+    except (TypeError, RuntimeError):  # an argument that is no table's key, or has no shape
         return 0
     if size is None:
         if len(_sizes) > 20_000:

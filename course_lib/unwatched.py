@@ -1,0 +1,247 @@
+"""What autograd does while nobody watches, where a dispatch mode makes it do something else.
+
+While any dispatch mode is active, PyTorch's autograd takes a few other ways, since it cannot know
+what the mode would make of an operator that changes a tensor in place or looks at its values
+(``at::areAnyTensorSubclassLike``). A step that is measured would then need other bytes than the
+bare step. This module knows these places, and how to have the bare step's bytes after all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
+
+_run_backward = torch.autograd.graph._engine_run_backward
+ENGINE = _run_backward.__code__  # its frame is what calls an operator for the engine
+ACCUMULATES = 2**62  # the numbers of nodes that add up a parameter's gradient are above
+ADD = torch.ops.aten.add.Tensor
+ADD_IN_PLACE = torch.ops.aten.add_.Tensor
+_DENSE = torch.ops.aten.is_non_overlapping_and_dense.default
+
+# --- gradients that autograd computes in another way ---------------------------------------------
+
+# Its nodes for them (torch/csrc/autograd/FunctionsManual.cpp) -> the operator, as users call it.
+OTHERWISE = {
+    "BinaryCrossEntropyBackward0": "binary_cross_entropy",
+    "BinaryCrossEntropyWithLogitsBackward0": "binary_cross_entropy_with_logits",
+    "ClampBackward0": "clamp (by tensors)",
+    "CumprodBackward0": "cumprod",
+    "LinalgHouseholderProductBackward0": "linalg.householder_product",
+    "MaskedFillBackward1": "masked_fill (by a tensor)",
+    "MaxBackward1": "max (of all elements)",
+    "MedianBackward0": "median (of all elements)",
+    "MinBackward1": "min (of all elements)",
+    "NanmedianBackward0": "nanmedian (of all elements)",
+    "OrmqrBackward0": "ormqr",
+    "ProdBackward0": "prod",
+    "ProdBackward1": "prod",
+    "TraceBackward0": "trace",
+}
+SPARSE = "sparse gradients"  # of a parameter: autograd keeps them as they are, or clones them
+
+
+class LeftAlone:
+    """Has the engine compute the gradients in ``OTHERWISE`` while ``mode`` is not there.
+
+    ``begins(node)`` and ``ends(gradients)`` are called around each of them. Those that cannot be
+    left alone, as simulated tensors cannot, or because the value of a saved tensor has to be made
+    again for them, are noted in ``met`` by their operators' names.
+    """
+
+    def __init__(
+        self,
+        mode: TorchDispatchMode,
+        begins: Callable[[Any], None],
+        ends: Callable[[Sequence[Tensor | None]], None],
+        simulated: bool,
+    ):
+        self.mode, self.begins, self.ends, self.simulated = mode, begins, ends, simulated
+        self.met: set[str] = set()
+        self._stack: list[TorchDispatchMode] | None = None  # while the mode is away
+        self._hooks: list[Any] = []
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """See to every backward pass of the body; afterwards no hook is left."""
+
+        def with_care(outputs: Sequence[Tensor], *about: Any, **more: Any) -> Any:
+            self._prepare(outputs)
+            try:
+                return _run_backward(outputs, *about, **more)
+            finally:
+                self._come_back()  # where a formula raised
+
+        places = (torch.autograd, torch.autograd.graph)
+        for place in places:
+            place._engine_run_backward = with_care  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for place in places:
+                place._engine_run_backward = _run_backward  # type: ignore[attr-defined]
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks.clear()
+
+    def _prepare(self, outputs: Sequence[Tensor]) -> None:
+        for node in _nodes_of(outputs):
+            name = OTHERWISE.get(type(node).__name__)
+            if name is None:
+                continue
+            if self.simulated or _is_made_again(node):
+                self.met.add(name)
+            else:
+                self._hooks.append(node.register_prehook(functools.partial(self._go, node.name())))
+                self._hooks.append(node.register_hook(self._done))
+
+    def _go(self, name: str, gradients: Any) -> None:
+        node = torch._C._current_autograd_node()
+        if self._stack is None and node is not None:
+            self.begins(node)
+            self._stack = _get_current_dispatch_mode_stack()
+            _put(self._stack, [mode for mode in self._stack if mode is not self.mode])
+
+    def _done(self, gradients: Sequence[Tensor | None], given: Any) -> None:
+        if self._stack is not None:
+            self._come_back()
+            self.ends(gradients)
+
+    def _come_back(self) -> None:
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            _put(_get_current_dispatch_mode_stack(), stack)
+
+
+def saved_by(node: Any) -> list[Tensor]:
+    """The tensors that a node has saved; those that hooks hold in another form are left out."""
+    names = [name for name in dir(node) if name.startswith("_raw_saved_")]
+    held = [saved.data for name in names for saved in _listed(getattr(node, name))]
+    return [tensor for tensor in held if isinstance(tensor, Tensor)]
+
+
+def _is_made_again(node: Any) -> bool:
+    """Whether hooks hold what the node has saved, as a checkpoint's do: Python code runs then."""
+    names = [name for name in dir(node) if name.startswith("_raw_saved_")]
+    return any(
+        saved.unpack_hook is not None for name in names for saved in _listed(getattr(node, name))
+    )
+
+
+def _listed(saved: Any) -> Sequence[Any]:
+    return saved if isinstance(saved, (list, tuple)) else [saved]
+
+
+def _nodes_of(outputs: Sequence[Tensor]) -> list[Any]:
+    """All nodes of the graph behind some tensors."""
+    found = dict.fromkeys(t.grad_fn for t in outputs if t.grad_fn is not None)
+    waiting = list(found)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and node not in found:
+                found[node] = None
+                waiting.append(node)
+    return list(found)
+
+
+def _put(there: list[TorchDispatchMode], wanted: list[TorchDispatchMode]) -> None:
+    """Exchange the stack of dispatch modes."""
+    for _ in there:
+        _pop_mode()
+    for mode in wanted:
+        _push_mode(mode)
+
+
+# --- sums that are put together in place ---------------------------------------------------------
+
+ZEROS = {
+    torch.ops.aten.zeros.default,
+    torch.ops.aten.new_zeros.default,
+    torch.ops.aten.zeros_like.default,
+}
+INTO_ZEROS = {  # the gradient of taking parts out: put the parts back into zeros
+    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
+    torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
+    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
+    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
+    torch.ops.aten.masked_scatter.default: torch.ops.aten.masked_scatter_.default,
+    torch.ops.aten.put.default: torch.ops.aten.put_.default,
+}
+
+
+# What a product of matrices ends with. Where it is followed by an addition inside one and the same
+# call, of F.linear or of attention, the bare step adds the bias or the mask in place
+# (aten/src/ATen/native/Linear.cpp, .../transformers/attention.cpp).
+PRODUCTS = {
+    torch.ops.aten._trilinear.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.mv.default,
+    torch.ops.aten.squeeze_.dim,
+    torch.ops.aten.view.default,
+}
+
+
+def could_add_in_place(first: Any, sole_owner: tuple[int, int]) -> bool:
+    """Whether a bare step would add to this tensor in place: only the C++ code at work holds it.
+
+    (torch/csrc/autograd/input_buffer.cpp) ``sole_owner``: :func:`counts_of_sole_owner`.
+    """
+    if not isinstance(first, Tensor) or _counts(first) != sole_owner:
+        return False
+    return _DENSE(first)
+
+
+def meets_itself(node: Any) -> bool:
+    """Whether two of the node's gradients go to one and the same place."""
+    edges = [edge for edge in node.next_functions if edge[0] is not None]
+    return len(set(edges)) < len(edges)
+
+
+def _counts(tensor: Tensor) -> tuple[int, int]:
+    if tensor.layout is not torch.strided:
+        return -1, -1
+    tensors = tensor._use_count()  # type: ignore[attr-defined]
+    return tensors, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+@functools.cache
+def counts_of_sole_owner(simulated: bool) -> tuple[int, int]:
+    """The reference counts that a dispatch mode sees on a gradient only the engine holds.
+
+    Found by trying, since the mode itself holds some: two gradients meet at ``y`` below.
+    """
+    seen: list[tuple[int, int]] = []
+
+    class Look(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is ADD and sys._getframe(1).f_code is ENGINE:
+                seen.append(_counts(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.enable_grad(), FakeTensorMode() if simulated else contextlib.nullcontext():
+        x = torch.ones(2, requires_grad=True)
+        with Look():
+            y = x * 2
+            torch.autograd.grad((y.sin() * y.cos()).sum(), x)
+    return seen[0]
