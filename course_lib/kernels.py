@@ -208,3 +208,29 @@ _CORRECTIONS: dict[Any, Correct] = {
     aten.soft_margin_loss.default: _reduced(0, 1, reduction=2),
     aten.binary_cross_entropy.default: _reduced(0, 1, reduction=3),
 }
+
+
+# --- operators that the simulated kernels refuse -------------------------------------------------
+
+
+def _grouped_mm(
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Matrix products of groups of rows, which a CPU does for any floating-point dtype."""
+    groups = () if offs is None else offs.shape
+    if a.dim() == 2:
+        shape = (*groups, a.shape[0], b.shape[1]) if b.dim() == 2 else (a.shape[0], b.shape[2])
+    else:
+        shape = (a.shape[1], b.shape[1]) if b.dim() == 2 else (*a.shape[:2], b.shape[2])
+    dtype = out_dtype or a.dtype
+    aligned = 16 // dtype.itemsize  # rows begin at multiples of 16 bytes
+    row = -(-shape[-1] // aligned) * aligned
+    strides = (row, 1) if len(shape) == 2 else (row * shape[1], row, 1)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=a.device)
+
+
+REPLACEMENTS: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_mm}

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from .allocator import CPUAllocator, SimulatedTensors, Source
 from .allocator_cuda import CUDAAllocator, backward_on_this_thread, requested_so_far, the_gpu_of
+from .kernels import differing
 from .language import text
 from .recorder import (
     END,
@@ -42,12 +43,22 @@ from .recorder import (
     parameters_of,
     what_exists,
 )  # fmt: skip
-from .simulation import resumed, running, simulated
+from .simulation import resumed, running, simulated, simulated_copy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Block", "Event", "MemoryTrace", "Phase", "Role", "measure", "measuring", "simulated"]
+__all__ = [
+    "Block",
+    "Event",
+    "MemoryTrace",
+    "Phase",
+    "Role",
+    "measure",
+    "measuring",
+    "simulated",
+    "simulated_copy",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +104,9 @@ class MemoryTrace:
     ``kept``: what is alive at the end of the forward pass (the largest, if there were several), or
     at the end of the step if there was no backward pass. ``before``: what existed at the start.
     ``peak_index``: the event in ``events`` that reached the peak, -1 if nothing rose above
-    ``before``. ``alive_at_peak``: the blocks that make up the peak, largest first.
+    ``before``. ``alive_at_peak``: the blocks that make up the peak, largest first. ``doubtful``:
+    operators that a simulated step met and whose simulation is known to be inexact; what is wrong
+    with each stands in ``course_lib.kernels.KNOWN_DIFFERENCES``.
     """
 
     peak: int
@@ -106,6 +119,7 @@ class MemoryTrace:
     peak_index: int
     alive_at_peak: tuple[Block, ...] = field(repr=False)
     events: tuple[Event, ...] = field(repr=False)
+    doubtful: tuple[str, ...] = ()
 
     def peak_of(self, *roles: Role) -> int:
         """The highest total of these roles alone, in bytes; it may fall elsewhere than the peak."""
@@ -385,7 +399,13 @@ class _Lives:
             peak_index=peak_index,
             alive_at_peak=tuple(sorted(at_peak, key=lambda block: -block.size)),
             events=tuple(events),
+            doubtful=self._doubtful(),
         )
+
+    def _doubtful(self) -> tuple[str, ...]:
+        if not isinstance(self.recorder.source, SimulatedTensors):
+            return ()
+        return differing(e.name for e in self.recorder.log if isinstance(e, Operator))
 
     def _alive_after(self, changes: int) -> list[_Life]:
         alive = dict.fromkeys(self.existing)

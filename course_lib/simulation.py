@@ -31,9 +31,9 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from .kernels import corrected
+from .kernels import REPLACEMENTS, corrected
 from .language import text
-from .values import Follower, copy_values, give_values, known_arguments, really, values_of
+from .values import Follower, copy_values, give_values, known_arguments, values_of
 
 __all__ = ["ValueUnknown", "simulated", "simulated_copy"]
 
@@ -113,6 +113,10 @@ class Simulation(FakeTensorMode):
         return result
 
     def _simulate(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        replacement = REPLACEMENTS.get(func)
+        if replacement is not None:
+            with self:
+                return replacement(*args, **kwargs)
         try:
             result = super().__torch_dispatch__(func, types, args, kwargs)
             if result is NotImplemented:
@@ -139,16 +143,17 @@ class Simulation(FakeTensorMode):
         if func is _MASKED_SELECT:
             mask = values_of(args[1])
             if mask is not None:
-                shape = torch.broadcast_shapes(args[0].shape, mask.shape)
+                count = int(mask.expand(torch.broadcast_shapes(args[0].shape, mask.shape)).sum())
                 with self:
-                    return args[0].new_empty(int(mask.expand(shape).sum()))
+                    return args[0].new_empty(count)
         if func in _CTC_LOSS:  # (log probabilities, targets, lengths of inputs, of targets, …)
-            lengths = values_of(args[3]) if isinstance(args[3], Tensor) else _real(args[3])
-            if lengths is not None:
-                steps, batch = args[0].shape[0], lengths.numel()
+            values = values_of(args[3]) if isinstance(args[3], Tensor) else args[3]
+            if values is not None:
+                lengths = [int(length) for length in values]
+                steps, batch = args[0].shape[0], len(lengths)
                 with self:
                     loss = args[0].new_empty(batch)
-                    return loss, args[0].new_empty(batch, steps, 2 * int(lengths.max()) + 1)
+                    return loss, args[0].new_empty(batch, steps, 2 * max(lengths) + 1)
         raise ValueUnknown(func) from None
 
     def _places(self, index: Any) -> list[Any] | None:
@@ -167,11 +172,6 @@ class Simulation(FakeTensorMode):
             twin = torch.empty_strided(real.size(), real.stride(), dtype=real.dtype, device=device)
         give_values(twin, real)
         return twin
-
-
-def _real(numbers: Any) -> Tensor:
-    with really():
-        return torch.tensor(numbers)
 
 
 class _Converter(FakeTensorConverter):
@@ -248,6 +248,7 @@ class _Patches:
     def __init__(self) -> None:
         self._depth = 0
         self._originals: dict[tuple[str, str], Any] = {}
+        self.caches: list[Any] = []  # of functions, that hold simulated tensors
 
     def __enter__(self) -> None:
         self._depth += 1
@@ -259,6 +260,9 @@ class _Patches:
             for (module, name), original in self._originals.items():
                 setattr(sys.modules[module], name, original)
             self._originals.clear()
+            for cache in self.caches:
+                cache.cache_clear()
+            self.caches.clear()
 
     def apply(self) -> None:
         if self._depth == 0 or len(self._originals) == len(_REPLACED):
@@ -319,10 +323,24 @@ def _looking(original: Callable) -> Callable:
     return is_fake_tensor
 
 
+def _caching_apart(original: Callable) -> Callable:
+    """Transformers keeps some tables for later; a simulated one must not get into a real run."""
+
+    def is_torchdynamo_compiling() -> bool:
+        cache = sys._getframe(1).f_locals.get("func_with_cache")
+        if cache is not None and cache not in _patches.caches:
+            _patches.caches.append(cache)
+            cache.cache_clear()
+        return original()
+
+    return is_torchdynamo_compiling
+
+
 _REPLACED: dict[tuple[str, str], Callable[[Callable], Callable]] = {
     ("torch.utils", "swap_tensors"): _swapping,
     ("torch.nn.init", "_no_grad_trunc_normal_"): _initialising,
     ("transformers.utils.import_utils", "is_fake_tensor"): _looking,
+    ("transformers.pytorch_utils", "is_torchdynamo_compiling"): _caching_apart,
 }
 _patches = _Patches()
 
