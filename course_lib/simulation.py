@@ -30,10 +30,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .kernels import REPLACEMENTS, corrected
 from .language import text
-from .values import Follower, copy_values, give_values, known_arguments, values_of
+from .values import Follower, copy_values, give_values, known_arguments, really, values_of
 
 __all__ = ["ValueUnknown", "simulated", "simulated_copy"]
 
@@ -215,7 +216,8 @@ class _Asking(TorchFunctionMode):
             values = values_of(args[0])
             if values is None:
                 raise ValueUnknown(name)
-            return func(values.clone(), *args[1:], **kwargs)
+            with really():
+                return func(values.clone(), *args[1:], **kwargs)
         return func(*args, **kwargs)
 
 
@@ -267,6 +269,8 @@ class _Patches:
     def apply(self) -> None:
         if self._depth == 0 or len(self._originals) == len(_REPLACED):
             return
+        if len(self._originals) == _TORCHS and "transformers" not in sys.modules:
+            return  # asked for each operator
         for place, patch in _REPLACED.items():
             if place not in self._originals and place[0] in sys.modules:
                 module = sys.modules[place[0]]
@@ -342,6 +346,7 @@ _REPLACED: dict[tuple[str, str], Callable[[Callable], Callable]] = {
     ("transformers.utils.import_utils", "is_fake_tensor"): _looking,
     ("transformers.pytorch_utils", "is_torchdynamo_compiling"): _caching_apart,
 }
+_TORCHS = 2  # the first of these
 _patches = _Patches()
 
 
@@ -381,6 +386,14 @@ def simulated_copy(model: M, inputs: Any = ()) -> tuple[M, Any]:
                 en=f"model must be an nn.Module, not {type(model).__name__}.",
             )
         )
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(parameter):
+            raise TypeError(
+                text(
+                    zh=f"{name} 还没有形状（Lazy 模块）：先用真实的输入把 model 运行一次。",
+                    en=f"{name} has no shape yet (a lazy module): run the model once, for real.",
+                )
+            )
     memo: dict[int, Any] = {}
     copying = _Copying(simulation, memo)
     try:
@@ -424,7 +437,7 @@ class _Copying(TorchFunctionMode):
         for module in model.modules():
             for value in vars(module).values():
                 for leaf in torch.utils._pytree.tree_leaves(value):
-                    if isinstance(leaf, Tensor) and not is_lazy(leaf) and id(leaf) not in self.memo:
+                    if isinstance(leaf, Tensor) and id(leaf) not in self.memo:
                         self.memo[id(leaf)] = self.simulate(leaf)
 
     def simulate(self, tensor: Tensor) -> Tensor:
@@ -435,8 +448,19 @@ class _Copying(TorchFunctionMode):
         with torch.no_grad():
             if type(tensor) in _PLAIN and tensor.layout is torch.strided:
                 twin = self._strided(tensor)
-            else:  # wrappers, sparse tensors: torch knows what they are made of
-                twin = self.simulation.from_tensor(tensor.detach())
+            elif type(tensor) in _PLAIN and tensor.layout is torch.sparse_coo:
+                with _disable_current_modes():
+                    parts = (tensor._indices(), tensor._values())
+                made_of = [self._strided(part) for part in parts]
+                twin = torch.sparse_coo_tensor(
+                    *made_of,
+                    tensor.shape,
+                    is_coalesced=tensor.is_coalesced(),
+                    check_invariants=False,
+                )
+            else:  # wrappers and other layouts: torch knows what they are made of
+                with _disable_current_modes():
+                    twin = self.simulation.from_tensor(tensor.detach())
         if isinstance(tensor, nn.Parameter):
             twin = nn.Parameter(twin, tensor.requires_grad)
         else:
