@@ -451,9 +451,10 @@ class _Copying(TorchFunctionMode):
             elif type(tensor) in _PLAIN and tensor.layout is torch.sparse_coo:
                 with _disable_current_modes():
                     parts = (tensor._indices(), tensor._values())
-                made_of = [self._strided(part) for part in parts]
+                indices, numbers = (self._strided(part) for part in parts)
                 twin = torch.sparse_coo_tensor(
-                    *made_of,
+                    indices,
+                    numbers,
                     tensor.shape,
                     is_coalesced=tensor.is_coalesced(),
                     check_invariants=False,
