@@ -8,7 +8,6 @@ score any placement of checkpoints can be played without running the model again
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .allocator import SimulatedTensors
 from .language import text
 from .recorder import END, Found, Operator, Recorder, what_exists
+from .simulation import Simulation, resumed, simulated_copy
 
 STATIC = -1  # storage that exists before the step: parameters, buffers, the input
 
@@ -142,17 +142,10 @@ def _simulated_copy(
     """The layers and the input as simulated tensors, and the simulation entered."""
     if isinstance(x, FakeTensor):
         if detect_fake_mode() is None:
-            stack.enter_context(x.fake_mode)
+            stack.enter_context(resumed(x.fake_mode))
         return modules, x
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with FakeCopyMode(mode):
-        copies = copy.deepcopy(nn.ModuleList(modules))
-    for old, new in zip(nn.ModuleList(modules).parameters(), copies.parameters(), strict=True):
-        new.grad = None if old.grad is None else mode.from_tensor(old.grad.detach())
-    twin = mode.from_tensor(x.detach()).requires_grad_(x.requires_grad)
-    if x.is_leaf and x.grad is not None:
-        twin.grad = mode.from_tensor(x.grad.detach())
-    stack.enter_context(mode)
+    stack.enter_context(resumed(Simulation(allow_non_fake_inputs=True)))
+    copies, twin = simulated_copy(nn.ModuleList(modules), x)
     return list(copies), twin
 
 

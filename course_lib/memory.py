@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from .allocator import CPUAllocator, SimulatedTensors, Source
 from .allocator_cuda import CUDAAllocator, backward_on_this_thread, requested_so_far, the_gpu_of
+from .kernels import differing
 from .language import text
 from .recorder import (
     END,
@@ -44,13 +44,23 @@ from .recorder import (
     parameters_of,
     what_exists,
 )  # fmt: skip
+from .simulation import resumed, running, simulated, simulated_copy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = [
+    "Block",
+    "Event",
+    "MemoryTrace",
+    "Phase",
+    "Role",
+    "measure",
+    "measuring",
+    "simulated",
+    "simulated_copy",
+]
 Optimizers = Optimizer | Sequence[Optimizer] | None
-
-__all__ = ["Block", "Event", "MemoryTrace", "Phase", "Role", "measure", "measuring", "simulated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,9 @@ class MemoryTrace:
     ``peak_index``: the event in ``events`` that reached the peak, -1 if nothing rose above
     ``before``. ``alive_at_peak``: the blocks that make up the peak, largest first. ``otherwise``:
     operators of the step whose gradients autograd computes in another way, and with other bytes,
-    while it is watched: see :func:`measure`.
+    while it is watched: see :func:`measure`. ``doubtful``: operators that a simulated step met and
+    whose simulation is known to be inexact; what is wrong with each stands in
+    ``course_lib.kernels.KNOWN_DIFFERENCES``.
     """
 
     peak: int
@@ -112,6 +124,7 @@ class MemoryTrace:
     alive_at_peak: tuple[Block, ...] = field(repr=False)
     events: tuple[Event, ...] = field(repr=False)
     otherwise: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
 
     def peak_of(self, *roles: Role) -> int:
         """The highest total of these roles alone, in bytes; it may fall elsewhere than the peak."""
@@ -195,7 +208,7 @@ def measuring(
     _check_model(model, optimizers)
     # checkpoint() and optimizers load this when first called, which takes longer than a step.
     importlib.import_module("torch._dynamo")
-    if not _running.acquire(blocking=False):
+    if not running.acquire(blocking=False):
         raise RuntimeError(
             text(
                 zh="一次测量还没结束，里面（或别的线程里）不能再开始另一次。",
@@ -234,35 +247,7 @@ def measuring(
                 raise RuntimeError(_memory_of_a_gpu())
             trace.append(_Lives(recorder).trace())
     finally:
-        _running.release()
-
-
-_running = threading.Lock()
-
-
-@contextlib.contextmanager
-def simulated() -> Iterator[None]:
-    """Make tensors that have shapes and costs but no bytes (``FakeTensorMode``).
-
-    Models and steps of any size then need next to no memory. Values do not exist, so ``.item()``
-    or ``if loss < 1`` raises. ``RuntimeError`` for a device that this build of torch lacks.
-    """
-    if _running.locked():
-        raise RuntimeError(
-            text(
-                zh="测量已经开始，不能再换成模拟张量：请反过来，把 measure 放进 simulated() 里面。",
-                en="A measurement is running already, of real tensors or of other simulated ones. "
-                "Do it the other way round: measure inside simulated().",
-            )
-        )
-    with _resumed(_Simulation()):
-        yield
-
-
-@contextlib.contextmanager
-def _resumed(simulation: FakeTensorMode) -> Iterator[None]:
-    with simulation, _RefuseMissingDevices():
-        yield
+        running.release()
 
 
 # --- roles --------------------------------------------------------------------------------------
@@ -443,7 +428,13 @@ class _Lives:
             alive_at_peak=tuple(sorted(at_peak, key=lambda block: -block.size)),
             events=tuple(events),
             otherwise=tuple(sorted(self.recorder.otherwise)),
+            doubtful=self._doubtful(),
         )
+
+    def _doubtful(self) -> tuple[str, ...]:
+        if not isinstance(self.recorder.source, SimulatedTensors):
+            return ()
+        return differing(e.name for e in self.recorder.log if isinstance(e, Operator))
 
     def _alive_after(self, changes: int) -> list[_Life]:
         alive = dict.fromkeys(self.existing)
@@ -499,76 +490,11 @@ def _source_for(
         return SimulatedTensors(), contextlib.nullcontext()
     for tensor in tensors:
         if isinstance(tensor, FakeTensor):
-            return SimulatedTensors(), _resumed(tensor.fake_mode)
+            return SimulatedTensors(), resumed(tensor.fake_mode)
     gpu = the_gpu_of(tensor.device for tensor in tensors)
     if gpu is not None:
         return CUDAAllocator(gpu), backward_on_this_thread()
     return CPUAllocator(), contextlib.nullcontext()
-
-
-class _Simulation(FakeTensorMode):
-    """Fake tensors, on devices that are there: others abort the process in some of torch's code.
-
-    Here, below everything, a device is known however it was asked for.
-    """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # FakeTensorMode has that wrapper already; another would only cost time
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if kwargs and "device" in kwargs:
-            _check_device(kwargs["device"])
-        try:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        except AssertionError as error:
-            if "convert all Tensors to FakeTensors" not in str(error):
-                raise
-            raise RuntimeError(_real_among_simulated(func)) from error
-
-
-def _real_among_simulated(func: Any) -> str:
-    name = str(func._overloadpacket)
-    return text(
-        zh=f"在 simulated() 里面，{name} 收到了真实张量。模型、输入和优化器都要在 "
-        "with simulated(): 里面新建。",
-        en=f"{name} was given real tensors under simulated(): build the model, its inputs and the "
-        "optimizer inside the `with simulated():` too.",
-    )
-
-
-class _RefuseMissingDevices(TorchFunctionMode):
-    """Refuse ``x.to("cuda")`` and ``x.cuda()``, which fail before anything is dispatched."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "to":
-            for asked in (*args[1:2], kwargs.get("device")):
-                if isinstance(asked, (str, torch.device)):
-                    _check_device(asked)
-        elif name in ("cuda", "xpu", "hpu", "mtia"):
-            _check_device(name)
-        return func(*args, **kwargs)
-
-
-def _check_device(device: Any) -> None:
-    if device is None:
-        return
-    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
-    if kind in ("cpu", "meta"):
-        return
-    module = getattr(torch, kind, None)
-    if module is None or not module.is_available():
-        raise RuntimeError(
-            text(
-                zh=f"这里的 torch 没有可用的 {kind} 设备。模拟张量不占内存，留在 cpu 上就行。",
-                en=f"This torch has no {kind} device here. Simulated tensors take no memory: "
-                "leave them on the cpu.",
-            )
-        )
 
 
 @contextlib.contextmanager

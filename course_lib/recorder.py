@@ -814,6 +814,8 @@ _NOT_THE_LEARNERS = (
     __file__,
     str(Path(__file__).with_name("memory.py")),
     str(Path(__file__).with_name("saved.py")),
+    str(Path(__file__).with_name("simulation.py")),
+    str(Path(__file__).with_name("unwatched.py")),
 )
 _learners: dict[str, bool] = {}  # by file: a code object is hashed anew, whole, at each look-up
 
