@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from .allocator import CPUAllocator, SimulatedTensors, Source
 from .allocator_cuda import CUDAAllocator, backward_on_this_thread, requested_so_far, the_gpu_of
+from .flops import warn_of_uncounted
 from .language import text
 from .recorder import (
     END,
@@ -94,6 +95,8 @@ class MemoryTrace:
     at the end of the step if there was no backward pass. ``before``: what existed at the start.
     ``peak_index``: the event in ``events`` that reached the peak, -1 if nothing rose above
     ``before``. ``alive_at_peak``: the blocks that make up the peak, largest first.
+    ``uncounted``: operators that multiply matrices, or may, and that ``flops`` leaves out for want
+    of a formula.
     """
 
     peak: int
@@ -106,6 +109,7 @@ class MemoryTrace:
     peak_index: int
     alive_at_peak: tuple[Block, ...] = field(repr=False)
     events: tuple[Event, ...] = field(repr=False)
+    uncounted: tuple[str, ...] = ()
 
     def peak_of(self, *roles: Role) -> int:
         """The highest total of these roles alone, in bytes; it may fall elsewhere than the peak."""
@@ -402,6 +406,7 @@ class _Lives:
         kept = self._alive_after(fullest)
         if self.recorder.built_a_graph and not self.forward_ends:
             _warn_without_backward()
+        warn_of_uncounted(self.recorder.uncounted, stacklevel=5)
         return MemoryTrace(
             peak=peak,
             at_peak=self._by_role(at_peak),
@@ -413,6 +418,7 @@ class _Lives:
             peak_index=peak_index,
             alive_at_peak=tuple(sorted(at_peak, key=lambda block: -block.size)),
             events=tuple(events),
+            uncounted=tuple(sorted(self.recorder.uncounted)),
         )
 
     def _alive_after(self, changes: int) -> list[_Life]:

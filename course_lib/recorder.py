@@ -31,9 +31,9 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from .allocator import CPUAllocator, Happening, SimulatedTensors, Source
+from .flops import Formula, flops_of
 from .room import Room
 
 Phase = Literal["forward", "backward", "optimizer step"]
@@ -154,8 +154,8 @@ Entry = Operator | Given | Found | Freed | Aside | None
 class Recorder(TorchDispatchMode):
     """Notes operators in ``log``; ``log[i]`` says what mark ``i`` of the stream stands for.
 
-    ``before``: address → (role, bytes) of what existed when the step began. ``flops``: counted as
-    ``FlopCounterMode`` does. ``stream``: the source's, once :meth:`listening` has ended.
+    ``before``: address → (role, bytes) of what existed when the step began. ``flops``: counted by
+    the formulas of :mod:`flops`. ``stream``: the source's, once :meth:`listening` has ended.
     """
 
     @classmethod
@@ -173,6 +173,7 @@ class Recorder(TorchDispatchMode):
         self.stream: list[Happening] = []
         self.before: dict[int, tuple[Role, int]] = {}
         self.flops = 0
+        self.uncounted: set[str] = set()  # operators that multiply matrices, without a formula
         self.built_a_graph = False
         self._names = {id(m): name for name, m in model.named_modules()} if model else {}
         self._modules: list[str] = []
@@ -280,7 +281,11 @@ class Recorder(TorchDispatchMode):
             added = tuple(reads) if func is _ADD_IN_PLACE else ()
             self._write(Given(Role.GRADIENT, operator.made + added))
         if kind.flops is not None:
-            self.flops += kind.flops(*args, **kwargs, out_val=result)
+            operations = kind.flops(*args, **kwargs, out_val=result)
+            if operations is None:
+                self.uncounted.add(kind.name)
+            else:
+                self.flops += operations
         return result
 
     def _unwatched(self, func: Any, args: tuple) -> Any:
@@ -498,7 +503,7 @@ class _Kind:
     is_view: bool
     makes: bool  # results that are not its arguments
     tensors: tuple[int, ...]  # which arguments are single tensors, if several
-    flops: Callable[..., int] | None
+    flops: Formula | None
 
 
 @functools.cache
@@ -512,8 +517,7 @@ def _kind(func: Any) -> _Kind:
     )  # fmt: skip
     if len(tensors) < 2:  # then it is a tensor for certain
         tensors = ()
-    flops = flop_registry.get(func._overloadpacket)
-    return _Kind(str(func._overloadpacket), is_view, makes, tensors, flops)
+    return _Kind(str(func._overloadpacket), is_view, makes, tensors, flops_of(func))
 
 
 def _numbers(args: tuple, tensors: tuple[int, ...]) -> tuple[int, ...]:
