@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import random
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy
@@ -73,6 +73,18 @@ def _rebuilt(value: Any, again: Callable[[Any], Any]) -> Any:
         else:
             object.__setattr__(new, name, again(part))  # also where the dataclass is frozen
     return new
+
+
+def nodes_behind(ends: Iterable[Any]) -> Iterator[Any]:
+    """Every node of the graphs that lead to ``ends``."""
+    seen: set[Any] = set()
+    waiting = [node for node in ends if node is not None]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [parent for parent, _ in node.next_functions if parent is not None]
 
 
 # --- behind a function --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .language import Table
-from .reach import behind, names_of_modules, tensors
+from .reach import behind, names_of_modules, nodes_behind, tensors
 from .recorder import NOWHERE, Place, Role, learners_line, never_compiled, parts
 
 
@@ -329,18 +329,6 @@ class _AsUnwatched(TorchFunctionMode):
 def _as_list(lengths: Any) -> Any:
     on_cpu = type(lengths) is Tensor and lengths.device.type == "cpu"
     return lengths.tolist() if on_cpu else lengths
-
-
-def nodes_behind(ends: Iterable[Any]) -> Iterator[Any]:
-    """Every node of the graphs that lead to ``ends``."""
-    seen: set[Any] = set()
-    waiting = [node for node in ends if node is not None]
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            waiting += [parent for parent, _ in node.next_functions if parent is not None]
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
