@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Set the course up and open it; the standard library is all this file needs.
 
-    python course.py [lab] [LESSON] [--no-browser] [-- JUPYTERLAB OPTIONS]
+    python course.py [lab] [LESSON] [--no-browser] [--cpu [ADDRESS]] [-- JUPYTERLAB OPTIONS]
     python course.py test [PYTEST ARGUMENTS]
     python course.py refresh [LESSON ...]
     python course.py export --lang zh|en|both [--to FOLDER]
@@ -28,6 +28,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 OLDEST_PYTHON = (3, 11)
 LEARNER, TESTS, TOOLS = "requirements.txt", "requirements-test.txt", "requirements-dev.txt"
+# Linux's default PyTorch brings the libraries of NVIDIA's cards: measured with Python 3.13, .venv
+# takes 5.1 GB with them and 1.7 GB without.
+WITH_CUDA, WITHOUT_CUDA = "5.1 GB", "1.7 GB"
+# Where the build without them is published is for whoever installs to say, with --cpu or here; the
+# page that tells it is SELECTOR. An address written down here would age with PyTorch's folders and
+# would pass over the mirror, or the folder, that a school or a company has of its own.
+TORCH_INDEX = "COURSE_TORCH_INDEX"
+SELECTOR = "https://pytorch.org/get-started/locally/"
 WINDOWS = os.name == "nt"
 # Files in .venv that set its programs up.
 SETTINGS = {
@@ -40,6 +48,10 @@ SETTINGS = {
 USAGE_ZH = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
     打开课程；LESSON 是 1、01 或文件名，默认 00；-- 之后的选项交给 JupyterLab
+python course.py --cpu [ADDRESS] …
+    （Linux）装不带 CUDA 的 PyTorch，从此记住：.venv 是 1.7 GB，不是 5.1 GB；
+    ADDRESS 在 https://pytorch.org/get-started/locally/ 上选 CPU 之后给出，也可以写在
+    环境变量 COURSE_TORCH_INDEX 里；pip 自己找得到时不用给
 python course.py test [pytest …]
     安装测试工具并运行全部测试；给出 pytest 参数，就只运行选中的测试
 python course.py refresh [LESSON …]
@@ -55,6 +67,10 @@ USAGE_EN = """\
 python course.py [lab] [LESSON] [--no-browser] [-- …]
     open the course; LESSON is 1, 01 or a file name, 00 by default;
     options after -- go to JupyterLab
+python course.py --cpu [ADDRESS] …
+    (Linux) install PyTorch without CUDA, and remember it: .venv takes 1.7 GB, not 5.1 GB;
+    https://pytorch.org/get-started/locally/ tells ADDRESS once you choose CPU there; the variable
+    COURSE_TORCH_INDEX may hold it instead, and pip may know it by itself
 python course.py test [pytest …]
     install the test tools and run every test, or only those that pytest arguments select
 python course.py refresh [LESSON …]
@@ -236,8 +252,9 @@ def _lock(handle):
 
 
 def make_environment(root):
-    """Make `.venv`, over whatever is there."""
+    """Make `.venv`, over whatever is there; which PyTorch was asked for is kept."""
     check_venv_module()
+    asked = build_of(root).read_bytes() if build_of(root).exists() else None
     import venv
 
     say("正在创建 Python 环境 .venv …", "Making the Python environment .venv …")
@@ -252,12 +269,20 @@ def make_environment(root):
             "Could not make .venv; delete the folder .venv and try again with Python "
             "from python.org.",
         )
+    if asked is not None:
+        build_of(root).write_bytes(asked)
 
 
-def prepare(root=ROOT, requirements=(LEARNER,)):
-    """Make sure that `.venv` holds what `requirements` ask for; quick when it does already."""
+def prepare(root=ROOT, requirements=(LEARNER,), cpu=None):
+    """Make sure that `.venv` holds what `requirements` ask for; quick when it does already.
+
+    `cpu`: asks for PyTorch without CUDA, from this address; `""` leaves it to pip where to look.
+    None: whatever was asked for before.
+    """
     found = inspect_environment(root)
-    if found and is_installed(root, _wanted(root, requirements, found)):
+    if cpu is None:
+        cpu = remembered_build(root)
+    if found and is_installed(root, _wanted(root, requirements, found, cpu)):
         return
     with one_at_a_time(root / ".venv.lock"):
         # Looked at again: another run may have done it all meanwhile.
@@ -265,19 +290,22 @@ def prepare(root=ROOT, requirements=(LEARNER,)):
         if found is None:
             make_environment(root)
             found = inspect_environment(root)
-        wanted = _wanted(root, requirements, found)
+        wanted = _wanted(root, requirements, found, cpu)
         if is_installed(root, wanted):
             return
-        install(root, wanted, found["packages"])
+        install(root, requirements, wanted, found["packages"], cpu)
 
 
-def _wanted(root, requirements, found):
-    return {name: fingerprint(root, name, found["version"]) for name in requirements}
+def _wanted(root, requirements, found, cpu=None):
+    wanted = {name: fingerprint(root, name, found["version"]) for name in requirements}
+    if cpu is not None:
+        wanted["torch"] = "cpu"
+    return wanted
 
 
-def install(root, wanted, packages):
-    """Run pip on the files named in `wanted`, and write the stamp if it succeeds."""
-    files = " + ".join(wanted)
+def install(root, requirements, wanted, packages, cpu=None):
+    """Run pip on the files `requirements`, and write `wanted` as the stamp if it succeeds."""
+    files = " + ".join(requirements)
     say(
         "正在安装 {} …（第一次要几分钟）".format(files),
         "Installing {} … (the first time takes a few minutes)".format(files),
@@ -286,10 +314,20 @@ def install(root, wanted, packages):
     if stamp.exists():
         stamp.unlink()
     remove_half_installed(packages)
-    command = [str(python_of(root)), "-m", "pip", "install", "--disable-pip-version-check"]
-    for name in wanted:
-        command += ["-r", name]
-    code = run(command, environment(root), root)
+    if cpu is not None:
+        build_of(root).write_text(json.dumps({"cpu": cpu}), encoding="utf-8")
+        install_torch_without_cuda(root, packages, cpu)
+    elif torch_would_bring_cuda_in_vain(root, requirements, packages):
+        say(
+            "这台机器上没有看到 NVIDIA 显卡。Linux 上默认的 PyTorch 带着 CUDA，.venv 要占 {}；"
+            "不带的只要 {}：按 Ctrl-C 停下，改用 python course.py --cpu，见 README。".format(
+                WITH_CUDA, WITHOUT_CUDA
+            ),
+            "No NVIDIA card is seen here. Linux's default PyTorch brings CUDA, and .venv will take "
+            "{}; without CUDA it takes {}: press Ctrl-C and use `python course.py --cpu`, see the "
+            "README.".format(WITH_CUDA, WITHOUT_CUDA),
+        )
+    code = pip_install(root, [part for name in requirements for part in ("-r", name)])
     if code:
         raise Stop(
             "安装没有成功，原因见上面 pip 的输出（多半是网络）；解决之后再运行一次，会接着装完。",
@@ -301,6 +339,98 @@ def install(root, wanted, packages):
     fresh.write_text(json.dumps(wanted), encoding="utf-8")
     os.replace(str(fresh), str(stamp))
     say("安装完成。", "Installed.")
+
+
+def pip_install(root, arguments):
+    """Run `pip install` in the environment and return its exit code."""
+    command = [str(python_of(root)), "-m", "pip", "install", "--disable-pip-version-check"]
+    return run(command + arguments, environment(root), root)
+
+
+# PyTorch without CUDA
+
+
+def build_of(root):
+    """The file that remembers which build of PyTorch was asked for; it goes with `.venv`."""
+    return root / ".venv" / "course-torch.json"
+
+
+def remembered_build(root):
+    """The address that `--cpu` was last used with, or None."""
+    try:
+        return str(json.loads(build_of(root).read_text(encoding="utf-8"))["cpu"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def pinned_torch(root, requirements=(LEARNER,)):
+    """The line that pins PyTorch in `requirements`, such as `torch==2.13.0`, or None."""
+    for name in requirements:
+        for line in (root / name).read_text(encoding="utf-8").splitlines():
+            pin = line.partition("#")[0].strip()
+            if pin.startswith("torch=="):
+                return pin
+    return None
+
+
+def torch_would_bring_cuda_in_vain(root, requirements, packages, card=None):
+    """Whether PyTorch is about to be installed, with CUDA, where no NVIDIA card is seen."""
+    if not sys.platform.startswith("linux") or any(packages.glob("torch-*.dist-info")):
+        return False
+    if card is None:
+        card = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia*"))
+    return not card and pinned_torch(root, requirements) is not None
+
+
+def install_torch_without_cuda(root, packages, address):
+    """Install the `+cpu` build of the PyTorch that the course pins.
+
+    By itself and without what it needs, which the requirements bring: no other package is looked
+    for at `address`. Elsewhere than on Linux the default has no CUDA anyway.
+    """
+    pin = pinned_torch(root)
+    if pin is None or not sys.platform.startswith("linux"):
+        return
+    say("不带 CUDA 的 PyTorch …", "PyTorch without CUDA …")
+    where = ["--index-url", address] if address else []
+    if pip_install(root, ["--no-deps", *where, pin + "+cpu"]):
+        raise Stop(
+            "没有装上不带 CUDA 的 PyTorch（{0}+cpu），原因见上面 pip 的输出。它的地址在 {1} 上："
+            "选 Linux、Pip、CPU，命令末尾的那个地址就是；然后运行 python course.py --cpu ADDRESS。"
+            "想用默认的 PyTorch，请删除 .venv 再运行 python course.py。".format(pin, SELECTOR),
+            "PyTorch without CUDA ({0}+cpu) was not installed, for the reason pip gives above. Its "
+            "address stands on {1}: choose Linux, Pip and CPU, and take the address that ends the "
+            "command; then run `python course.py --cpu ADDRESS`. For the default PyTorch, delete "
+            ".venv and run `python course.py`.".format(pin, SELECTOR),
+        )
+    left_over = cuda_packages(packages)
+    if left_over:
+        say("不再需要的 CUDA 包 …", "CUDA packages that nothing needs any more …")
+        command = [str(python_of(root)), "-m", "pip", "uninstall", "--yes", "--quiet"]
+        run(command + left_over, environment(root), root)
+
+
+def cuda_packages(packages):
+    """Names of installed packages that only a PyTorch with CUDA needs."""
+    names = [path.name.split("-")[0] for path in packages.glob("*.dist-info")]
+    return sorted(n for n in names if n.startswith(("nvidia_", "cuda_")) or n == "triton")
+
+
+def take_build(arguments):
+    """Take `--cpu [ADDRESS]` out of `arguments`: the rest, and the address (None without --cpu)."""
+    rest, address = [], None
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    waiting = list(arguments[:end])
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--cpu":
+            given = waiting.pop(0) if waiting and "://" in waiting[0] else ""
+            address = given or os.environ.get(TORCH_INDEX, "")
+        elif argument.startswith("--cpu="):
+            address = argument[len("--cpu=") :]
+        else:
+            rest.append(argument)
+    return rest + list(arguments[end:]), address
 
 
 def configure(root):
@@ -533,6 +663,9 @@ def main(arguments):
         if arguments and arguments[0] in ("-h", "--help", "help"):
             say(USAGE_ZH, USAGE_EN)
             return 0
+        arguments, cpu = take_build(arguments)
+        if cpu is not None:
+            prepare(ROOT, cpu=cpu)
         commands = {
             "lab": lab,
             "test": test,

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .allocator import SimulatedTensors
+from .flops import warn_of_uncounted
 from .language import text
 from .recorder import END, Found, Operator, Recorder, what_exists
 from .simulation import Simulation, resumed, simulated_copy
@@ -108,7 +109,7 @@ def chain_of(
     under ``simulated()``.
 
     Raises ``ValueError`` for an empty chain, ``TypeError`` if a layer is no module or does not
-    return one tensor.
+    return one tensor. Warns of operators that multiply matrices and whose FLOPs cannot be counted.
     """
     modules = list(layers)
     _check_layers(modules)
@@ -117,10 +118,13 @@ def chain_of(
         existing = nn.ModuleList(modules)
         gradients = [(leaf, leaf.grad) for leaf in (*existing.parameters(), x) if leaf.is_leaf]
         try:
-            return _Watch(modules, x).run(loss)
+            watch = _Watch(modules, x)
+            chain = watch.run(loss)
         finally:  # what was added to them has no values, so that nothing needs undoing
             for leaf, gradient in gradients:
                 leaf.grad = gradient
+    warn_of_uncounted(watch.recorder.uncounted, stacklevel=2)
+    return chain
 
 
 def _check_layers(modules: Sequence[Any]) -> None:

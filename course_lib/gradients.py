@@ -8,18 +8,21 @@ states of the random generators.
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from .language import Bilingual, text
+from .reach import GENERATORS, behind, copied, leaves, nodes_behind, tensors
 
 Kind = Literal["error", "output", "gradient", "parameter", "buffer", "input", "random state"]
 
@@ -118,35 +121,44 @@ def same_gradients(
     model: nn.Module | tuple[nn.Module, nn.Module] | None = None,
     tolerance: float = 0.0,
     seed: int = 0,
+    kwargs: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> Agreement:
     """Run ``plain`` and ``checkpointed`` from the same start and compare what they leave behind.
 
-    With ``inputs``, both are called with copies of them, and the backward pass starts here from
-    the output, weighted with fixed random numbers. Without, both are whole steps: functions
-    without arguments that call ``backward()`` themselves; a result is compared if there is one.
+    With inputs, both are called with copies of them, ``plain(*inputs, **keywords)``, and the
+    backward pass starts here from every output, weighted with fixed random numbers. Without, both
+    are whole steps: functions without arguments that call ``backward()`` themselves; a result is
+    compared if there is one. ``kwargs``: inputs by keyword whose names this function uses itself,
+    such as ``kwargs={"seed": 3}``; all others are simply written out.
 
     ``model``: the module that holds what both use. It need not be named where both *are* modules;
     two different ones, or a pair in ``model``, are matched by name, and the second gets the
-    first's values. Each side starts from the same parameters, buffers, inputs, training flags and
-    random states (torch, Python, NumPy; ``seed``), without gradients; afterwards all of these are
-    as they were. ``tolerance``: relative to the largest value of each tensor; 0 asks for equal
+    first's values. Wrappers around a module or around its parts are seen through: those of
+    ``torch.compile``, data-parallel and sharded training, checkpoints, averaged weights, or one's
+    own without parameters. Each side starts from the same parameters, buffers, inputs, training
+    flags and random states (torch, Python, NumPy, and generators that are inputs or that the
+    model or a side holds on to; ``seed``), without gradients; afterwards all of these are as they
+    were. ``tolerance``: relative to the largest value of each tensor; 0 asks for equal
     bits.
 
     Raises ``UnequalWork`` if the sides have different parameters, output shapes or dtypes, or if
     plain yields no gradient to compare with; ``TypeError`` if plain uses trainable tensors that are
     neither inputs nor in the model, or if the model is simulated.
     """
-    left, right = _sides(model, plain, checkpointed)
-    _check_values_exist(left, inputs)
+    given = inputs, {**keywords, **(kwargs or {})}
+    left, right = _matched(*_sides(model, plain, checkpointed))
+    _check_values_exist(left.model, given)
     _check_alike(left, right)
-    start = _values(left)
-    flags = {_plain_name(name): module.training for name, module in left.named_modules()}
+    start = _Start(_values(left), left.flags(), _generators(left.model, plain), given, seed)
     with _random_states_restored():
-        with _restored(left):
-            first = _run(plain, left, start, flags, inputs, seed)
-            _check_all_compared(first, left, only_parameters=not inputs)
-        with _restored(right):
-            second = _run(checkpointed, right, start, flags, inputs, seed)
+        generators = _generators_restored(left, right, plain, checkpointed)
+        with _restored(left.model), generators:
+            first = _run(plain, left, start)
+            _check_all_compared(first, left.model, only_parameters=not start.has_inputs)
+        generators = _generators_restored(left, right, plain, checkpointed)
+        with _restored(right.model), generators:
+            second = _run(checkpointed, right, start)
     if first.error is None and not any(g is not None for _, g in first.gradients):
         raise UnequalWork(
             text(
@@ -157,7 +169,7 @@ def same_gradients(
             )
         )
     if second.error is not None or first.error is not None:
-        differences = _compare_errors(first.error, second.error)
+        differences = _compare_errors(first.error, second.error, start.has_inputs)
     else:
         differences = _compare(first, second, tolerance)
     compared = {
@@ -170,6 +182,24 @@ def same_gradients(
 
 
 # --- one run ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Start:
+    """What both sides begin with. ``values``: parameters and buffers, by name."""
+
+    values: dict[str, Tensor]
+    flags: dict[str, bool]
+    generators: dict[str, Any]
+    inputs: tuple[tuple, dict[str, Any]]
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.generators = {name: _state(one) for name, one in self.generators.items()}
+
+    @property
+    def has_inputs(self) -> bool:
+        return any(self.inputs)
 
 
 @dataclass
@@ -187,46 +217,49 @@ class _Run:
     leaves: list[Tensor]
 
 
-def _run(
-    function: Callable[..., Any],
-    model: nn.Module,
-    start: list[Tensor],
-    flags: dict[str, bool],
-    inputs: tuple,
-    seed: int,
-) -> _Run:
-    _load(model, start)
-    for name, module in model.named_modules():
-        module.training = flags.get(_plain_name(name), module.training)
-    for parameter in model.parameters():
+def _run(function: Callable[..., Any], side: _Side, start: _Start) -> _Run:
+    _load(side, start.values)
+    for name, module in side.modules():
+        module.training = start.flags.get(name, module.training)
+    for parameter in side.model.parameters():
         parameter.grad = None
-    torch.manual_seed(seed)
-    random.seed(seed)
-    numpy.random.seed(seed)
-    own = tree_map(_copy, inputs)
-    given = [*_named_inputs(own), *model.named_parameters()]
-    trainable = [(_plain_name(name), leaf) for name, leaf in given if leaf.requires_grad]
-    outputs: list[Tensor] = []
+    torch.manual_seed(start.seed)
+    random.seed(start.seed)
+    numpy.random.seed(start.seed)
+    generators = _generators(side.model, function)
+    for name, generator in generators.items():
+        if name in start.generators:
+            _set_state(generator, start.generators[name])
+    own, own_keywords = copied(start.inputs, _copy)
+    generators |= {
+        name: leaf for name, leaf in leaves((own, own_keywords)) if isinstance(leaf, GENERATORS)
+    }
+    named = _named_inputs(own, own_keywords)
+    given = [*named, *side.parameters()]
+    trainable = [(name, leaf) for name, leaf in given if leaf.requires_grad]
+    outputs: list[tuple[str, Tensor]] = []
     error = None
     try:
-        result = function(*own)
-        outputs = [_as_tensor(leaf) for leaf in tree_leaves(result) if _is_numeric(leaf)]
-        if inputs:
-            _backward(outputs)
+        result = function(*own, **own_keywords)
+        outputs = [
+            (name or "0", _as_tensor(leaf)) for name, leaf in leaves(result) if _is_numeric(leaf)
+        ]
+        if start.has_inputs:
+            _backward([output for _, output in outputs])
     except Exception as raised:
         error = raised.with_traceback(None)  # a traceback would keep the graph alive
     return _Run(
         error=error,
-        outputs=[(str(i), output.detach().clone()) for i, output in enumerate(outputs)],
+        outputs=_cloned(outputs),
         gradients=[
-            (name, None if leaf.grad is None else leaf.grad.detach().clone())
+            (name, None if leaf.grad is None else _whole(leaf.grad).detach().clone())
             for name, leaf in trainable
         ],
-        parameters=_cloned(model.named_parameters()),
-        buffers=_cloned(model.named_buffers()),
-        inputs=_cloned(_named_inputs(own)),
-        random_states=_random_states(),
-        graph=[output.grad_fn for output in outputs if output.grad_fn is not None],
+        parameters=_cloned(side.parameters()),
+        buffers=_cloned(side.buffers()),
+        inputs=_cloned(named),
+        random_states=_random_states() + [(n, _state(one)) for n, one in generators.items()],
+        graph=[output.grad_fn for _, output in outputs if output.grad_fn is not None],
         leaves=[leaf for _, leaf in given],
     )
 
@@ -244,14 +277,24 @@ def _backward(outputs: list[Tensor]) -> None:
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    if isinstance(value, GENERATORS):
+        return copy.deepcopy(value)
     if not isinstance(value, Tensor):
         return value
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
-def _named_inputs(inputs: Any) -> list[tuple[str, Tensor]]:
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    return [("x" if i == 0 else f"x{i}", tensor) for i, tensor in enumerate(tensors)]
+def _named_inputs(inputs: tuple, keywords: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """``x``, ``x1`` … by position, and the keywords; a tensor given twice counts once."""
+    found = tensors(inputs)
+    named = {id(t): ("x" if i == 0 else f"x{i}", t) for i, t in reversed([*enumerate(found)])}
+    for name, leaf in leaves(keywords):
+        if isinstance(leaf, Tensor):
+            named.setdefault(id(leaf), (name, leaf))
+    order = [id(tensor) for tensor in (*found, *tensors(keywords))]
+    return [named[key] for key in dict.fromkeys(order)]
 
 
 def _is_numeric(value: Any) -> bool:
@@ -267,17 +310,79 @@ def _as_tensor(value: Any) -> Tensor:
 
 
 def _cloned(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    return [(_plain_name(name), tensor.detach().clone()) for name, tensor in named]
+    return [(name, _whole(tensor).detach().clone()) for name, tensor in named]
 
 
-def _values(model: nn.Module) -> list[Tensor]:
-    return [value.detach().clone() for value in [*model.parameters(), *model.buffers()]]
+def _values(side: _Side) -> dict[str, Tensor]:
+    return dict(_cloned([*side.parameters(), *side.buffers()]))
 
 
-def _load(model: nn.Module, values: list[Tensor]) -> None:
+def _load(side: _Side, values: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        for mine, value in zip([*model.parameters(), *model.buffers()], values, strict=True):
-            mine.copy_(value)
+        for name, mine in [*side.parameters(), *side.buffers()]:
+            _put(mine, values[name])
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all devices; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _put(mine: Tensor, value: Tensor) -> None:
+    if hasattr(mine, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(mine, DTensor)
+        value = distribute_tensor(value, mine.device_mesh, mine.placements)
+    mine.copy_(value)
+
+
+def _generators(model: nn.Module, function: Any) -> dict[str, Any]:
+    """The generators of random numbers that a side holds on to itself, by name."""
+    found = {
+        f"{path}.{name}" if path else name: held
+        for path, module in model.named_modules()
+        for name, held in vars(module).items()
+        if isinstance(held, GENERATORS)
+    }
+    known = {id(generator) for generator in found.values()}
+    for name, held in behind(function).items():
+        if isinstance(held, GENERATORS) and id(held) not in known:
+            found.setdefault(name, held)
+    return found
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, numpy.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, numpy.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+@contextlib.contextmanager
+def _generators_restored(left: _Side, right: _Side, *functions: Any) -> Iterator[None]:
+    before = [
+        (generator, _state(generator))
+        for side, function in zip((left, right), functions, strict=True)
+        for generator in _generators(side.model, function).values()
+    ]
+    try:
+        yield
+    finally:
+        for generator, state in before:
+            _set_state(generator, state)
 
 
 def _random_states() -> list[tuple[str, Any]]:
@@ -291,7 +396,7 @@ def _random_states() -> list[tuple[str, Any]]:
 @contextlib.contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     """Give the model its values, gradients, flags and the buffers themselves back."""
-    values = _values(model)
+    values = [(v, v.detach().clone()) for v in (*model.parameters(), *model.buffers())]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     modules = [(module, module.training, dict(module._buffers)) for module in model.modules()]
     try:
@@ -304,7 +409,9 @@ def _restored(model: nn.Module) -> Iterator[None]:
             module.training = training
             module._buffers.clear()
             module._buffers.update(buffers)
-        _load(model, values)
+        with torch.no_grad():
+            for mine, value in values:
+                mine.copy_(value)
 
 
 @contextlib.contextmanager
@@ -340,7 +447,9 @@ def _titled(kind: Kind, name: str) -> tuple[str, str]:
 # --- comparing ----------------------------------------------------------------------------------
 
 
-def _compare_errors(plain: Exception | None, checkpointed: Exception | None) -> list[Difference]:
+def _compare_errors(
+    plain: Exception | None, checkpointed: Exception | None, with_inputs: bool
+) -> list[Difference]:
     """The difference that an error makes; errors on both sides leave nothing else to compare."""
     said = _said(checkpointed) if checkpointed else ""
     name = ""
@@ -353,8 +462,29 @@ def _compare_errors(plain: Exception | None, checkpointed: Exception | None) -> 
         en = f"the plain side raises {_said(plain)} The checkpointed one finishes without a word."
     else:
         name = "both"
-        zh = f"两边都抛出异常，没有可比的梯度；有检查点的一边：{said}"
-        en = f"both sides raise, so there are no gradients to compare; checkpointed: {said}"
+        zh = f"两边都抛出异常，没有可比的梯度；普通：{_said(plain)} 有检查点：{said}"
+        en = (
+            f"both sides raise, so there are no gradients to compare; plain: {_said(plain)} "
+            f"Checkpointed: {said}"
+        )
+        if with_inputs:
+            zh += (
+                "所以错不在检查点：先让 plain 用这些输入单独跑通。"
+                "输入怎样传给模型，就怎样写在这里，按位置或者 input_ids=… 这样按名字；"
+                "要自己算损失、调用 backward() 的，写成不带参数的完整一步。"
+            )
+            en += (
+                " So it is not the checkpoint: get plain to run by itself on these inputs first. "
+                "Write them here as the model takes them, by position or by name, as in "
+                "input_ids=…; what computes its own loss and calls backward() is a whole step, "
+                "a function without arguments."
+            )
+        else:
+            zh += "所以错不在检查点：没有给输入，plain 就要是不带参数的完整一步，先让它单独跑通。"
+            en += (
+                " So it is not the checkpoint: without inputs, plain has to be a whole step, a "
+                "function without arguments; get it to run by itself first."
+            )
     return [Difference("error", name, zh, en)]
 
 
@@ -373,11 +503,23 @@ def _compare(first: _Run, second: _Run, tolerance: float) -> list[Difference]:
     found += _compare_tensors("parameter", first.parameters, second.parameters, tolerance)
     found += _compare_tensors("buffer", first.buffers, second.buffers, tolerance)
     found += _compare_tensors("input", first.inputs, second.inputs, tolerance)
-    for (name, mine), (_, other) in zip(first.random_states, second.random_states, strict=True):
-        same = torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other
-        if not same:
+    others = dict(second.random_states)
+    for name, mine in first.random_states:
+        if name in others and not _same_state(mine, others[name]):
             found.append(_other_random_state(name))
     return found
+
+
+def _same_state(mine: Any, other: Any) -> bool:
+    if isinstance(mine, Tensor):
+        return torch.equal(mine, other)
+    if isinstance(mine, numpy.ndarray):
+        return numpy.array_equal(mine, other)
+    if isinstance(mine, dict):
+        return all(_same_state(mine[key], other[key]) for key in mine)
+    if isinstance(mine, tuple):
+        return all(_same_state(a, b) for a, b in zip(mine, other, strict=True))
+    return bool(mine == other)
 
 
 def _other_random_state(name: str) -> Difference:
@@ -484,8 +626,100 @@ def _sides(model: Any, plain: Any, checkpointed: Any) -> tuple[nn.Module, nn.Mod
     return pair
 
 
-def _check_values_exist(model: nn.Module, inputs: tuple) -> None:
-    for value in [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]:
+@dataclass(frozen=True)
+class _Side:
+    """A model, its tensors and modules under names that both sides share."""
+
+    model: nn.Module
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    def _named(self, named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        return [(self.rename.get(name, name), value) for name, value in _seen_through(named)]
+
+    def parameters(self) -> list[tuple[str, Tensor]]:
+        return self._named(self.model.named_parameters())
+
+    def buffers(self) -> list[tuple[str, Tensor]]:
+        return self._named(self.model.named_buffers())
+
+    def modules(self) -> list[tuple[str, nn.Module]]:
+        return self._named(self.model.named_modules())
+
+    def flags(self) -> dict[str, bool]:
+        return {name: module.training for name, module in self.modules()}
+
+    def described(self) -> dict[str, tuple]:
+        values = [*self.parameters(), *self.buffers()]
+        return {name: (tuple(v.shape), v.dtype, v.requires_grad) for name, v in values}
+
+
+_INSIDE_A_WRAPPER = (  # attributes under which wrappers hold what they wrap
+    "_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module",
+)  # fmt: skip
+_WRAPPERS = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "AveragedModel"}
+
+
+def _matched(left: nn.Module, right: nn.Module) -> tuple[_Side, _Side]:
+    """Both sides, seen through their outermost wrappers until the names agree.
+
+    Where they never do, wrappers may sit further inside: then without the steps that lead to an
+    only child. The names are the plain side's.
+    """
+    pairs = [(_Side(a), _Side(b)) for a in _layers(left) for b in _layers(right)]
+    for plain, other in pairs:
+        if plain.described() == other.described():
+            return plain, other
+    for plain, other in pairs:
+        back = {path: name for name, path in _shortened(plain.model).items()}
+        names = _shortened(other.model).items()
+        renamed = _Side(other.model, {name: back.get(path, name) for name, path in names})
+        if renamed.described() == plain.described():
+            return plain, renamed
+    return _Side([*_layers(left, known=True)][-1]), _Side([*_layers(right, known=True)][-1])
+
+
+def _layers(model: nn.Module, known: bool = False) -> Iterator[nn.Module]:
+    """A module, what it wraps, what that wraps … ``known``: PyTorch's own wrappers only."""
+    while True:
+        yield model
+        children = list(model.children())
+        own = any(True for _ in model.parameters(recurse=False))
+        own |= any(True for _ in model.buffers(recurse=False))
+        wrapper = type(model).__name__ in _WRAPPERS
+        if len(children) != 1 or (not wrapper and (own or known)):
+            return
+        model = children[0]
+
+
+def _seen_through(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Names without what PyTorch's wrappers put in between."""
+    return [
+        (".".join(part for part in name.split(".") if part not in _INSIDE_A_WRAPPER), value)
+        for name, value in named
+    ]
+
+
+def _shortened(model: nn.Module) -> dict[str, str]:
+    """Each name of a parameter, buffer or module → the same without steps to an only child."""
+    short: dict[str, str] = {}
+
+    def visit(module: nn.Module, path: str, shorter: str) -> None:
+        own = [*module._parameters, *module._buffers]
+        short[path] = shorter
+        children = list(module.named_children())
+        for name in own:
+            short[f"{path}.{name}" if path else name] = f"{shorter}.{name}" if shorter else name
+        for name, child in children:
+            alone = len(children) == 1 and not own
+            below = shorter if alone else f"{shorter}.{name}" if shorter else name
+            visit(child, f"{path}.{name}" if path else name, below)
+
+    visit(model, "", "")
+    return {new: path for (new, path) in _seen_through(short.items())}
+
+
+def _check_values_exist(model: nn.Module, inputs: Any) -> None:
+    for value in [*model.parameters(), *model.buffers(), *tensors(inputs)]:
         if isinstance(value, FakeTensor):
             raise TypeError(
                 text(
@@ -496,13 +730,8 @@ def _check_values_exist(model: nn.Module, inputs: tuple) -> None:
             )
 
 
-def _check_alike(left: nn.Module, right: nn.Module) -> None:
-    described = []
-    for side in (left, right):
-        values = [*side.named_parameters(), *side.named_buffers()]
-        described.append(
-            {_plain_name(n): (tuple(v.shape), v.dtype, v.requires_grad) for n, v in values}
-        )
+def _check_alike(left: _Side, right: _Side) -> None:
+    described = left.described(), right.described()
     if described[0] == described[1]:
         return
     for name in [*described[0], *described[1]]:
@@ -517,11 +746,6 @@ def _check_alike(left: nn.Module, right: nn.Module) -> None:
                     f"{_described(other, 'missing').strip()} on the checkpointed one.",
                 )
             )
-    raise UnequalWork(
-        text(
-            zh="两边的参数顺序不同。", en="The two sides hold their parameters in different orders."
-        )
-    )
 
 
 def _described(value: tuple | None, missing: str) -> str:
@@ -531,16 +755,9 @@ def _described(value: tuple | None, missing: str) -> str:
     return f" {list(shape)} {dtype}, requires_grad={trainable}"
 
 
-def _plain_name(name: str) -> str:
-    """The name without what PyTorch's own checkpoint wrapper puts in between."""
-    return name.replace("_checkpoint_wrapped_module.", "").removesuffix(
-        "._checkpoint_wrapped_module"
-    )
-
-
 def _check_outputs_alike(first: _Run, second: _Run) -> None:
     """Outputs that are equal in value but of another dtype are other outputs, too."""
-    shapes = [[list(output.shape) for _, output in run.outputs] for run in (first, second)]
+    shapes = [_shapes(run.outputs) for run in (first, second)]
     if shapes[0] != shapes[1]:
         raise UnequalWork(
             text(
@@ -562,38 +779,58 @@ def _check_outputs_alike(first: _Run, second: _Run) -> None:
             )
 
 
+def _shapes(outputs: list[tuple[str, Tensor]]) -> Any:
+    if all(name.isdecimal() for name, _ in outputs):
+        return [list(output.shape) for _, output in outputs]
+    return {name: list(output.shape) for name, output in outputs}
+
+
 def _check_all_compared(run: _Run, model: nn.Module, only_parameters: bool) -> None:
     """A gradient that went uncompared could differ unseen: rather ask for the tensor.
 
     ``only_parameters``: a whole step has no inputs, so that its own data may require gradients.
+    Tensors that plain made for itself, such as those whose gradient it takes inside, are gone as
+    soon as its graph is: nobody could read their gradients.
     """
-    compared = {id(leaf) for leaf in run.leaves}
-    seen: set[Any] = set()
-    nodes = list(run.graph)
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf: Any = getattr(node, "variable", None)
-        missed = leaf is not None and id(leaf) not in compared
-        if missed and not any(True for _ in model.parameters()) and isinstance(leaf, nn.Parameter):
-            raise TypeError(
-                text(
-                    zh="plain 用到了参数，但不知道是哪个模型的：请写 model=…，"
-                    "这样参数的梯度和缓冲区才会被比较。",
-                    en="plain uses parameters, but of which model? Pass model=…, so that their "
-                    "gradients and the buffers are compared.",
-                )
+    missed = _missed(run)
+    run.graph.clear()
+    if any(leaf() is not None for leaf, _, _ in missed):
+        gc.collect()
+    missed = [one for one in missed if one[0]() is not None]
+    any_parameters = any(True for _ in model.parameters())
+    if not any_parameters and any(is_parameter for _, is_parameter, _ in missed):
+        raise TypeError(
+            text(
+                zh="plain 用到了参数，但不知道是哪个模型的：请写 model=…，"
+                "这样参数的梯度和缓冲区才会被比较。",
+                en="plain uses parameters, but of which model? Pass model=…, so that their "
+                "gradients and the buffers are compared.",
             )
-        if missed and (isinstance(leaf, nn.Parameter) or not only_parameters):
+        )
+    for _, is_parameter, shape in missed:
+        if is_parameter or not only_parameters:
             raise TypeError(
                 text(
-                    zh=f"plain 用到一个需要梯度的张量（形状 {list(leaf.shape)}），它既不是输入，"
-                    "也不在 model 里：它的梯度没有人比较。请把它也传进来。",
-                    en=f"plain uses a tensor of shape {list(leaf.shape)} that requires a gradient "
+                    zh=f"plain 用到一个需要梯度的张量（形状 {shape}），它既不是输入，"
+                    "也不在 model 里：它的梯度没有人比较。请把它也传进来；"
+                    "传不进来的话，写成完整的一步来比："
+                    "same_gradients(lambda: loss(plain(x)).backward(), lambda: "
+                    "loss(checkpointed(x)).backward(), model=model)。",
+                    en=f"plain uses a tensor of shape {shape} that requires a gradient "
                     "and is neither an input nor in model: its gradient would go uncompared. Pass "
-                    "it, too.",
+                    "it, too; where it cannot be passed, compare whole steps: "
+                    "same_gradients(lambda: loss(plain(x)).backward(), lambda: "
+                    "loss(checkpointed(x)).backward(), model=model).",
                 )
             )
-        nodes += [parent for parent, _ in node.next_functions]
+
+
+def _missed(run: _Run) -> list[tuple[weakref.ref, bool, list[int]]]:
+    """Leaves of the graph that nobody compares: held weakly, is it a parameter, its shape."""
+    compared = {id(leaf) for leaf in run.leaves}
+    found = []
+    for node in nodes_behind(run.graph):
+        leaf: Any = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in compared:
+            found.append((weakref.ref(leaf), isinstance(leaf, nn.Parameter), list(leaf.shape)))
+    return found

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from .allocator import CPUAllocator, SimulatedTensors, Source
 from .allocator_cuda import CUDAAllocator, backward_on_this_thread, requested_so_far, the_gpu_of
+from .flops import warn_of_uncounted
 from .kernels import differing
 from .language import text
 from .recorder import (
@@ -110,7 +111,8 @@ class MemoryTrace:
     operators of the step whose gradients autograd computes in another way, and with other bytes,
     while it is watched: see :func:`measure`. ``doubtful``: operators that a simulated step met and
     whose simulation is known to be inexact; what is wrong with each stands in
-    ``course_lib.kernels.KNOWN_DIFFERENCES``.
+    ``course_lib.kernels.KNOWN_DIFFERENCES``. ``uncounted``: operators that multiply matrices, or
+    may, and that ``flops`` leaves out for want of a formula.
     """
 
     peak: int
@@ -125,6 +127,7 @@ class MemoryTrace:
     events: tuple[Event, ...] = field(repr=False)
     otherwise: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     def peak_of(self, *roles: Role) -> int:
         """The highest total of these roles alone, in bytes; it may fall elsewhere than the peak."""
@@ -416,6 +419,7 @@ class _Lives:
         kept = self._alive_after(fullest)
         if self.recorder.built_a_graph and not self.forward_ends:
             _warn_without_backward()
+        warn_of_uncounted(self.recorder.uncounted, stacklevel=5)
         return MemoryTrace(
             peak=peak,
             at_peak=self._by_role(at_peak),
@@ -429,6 +433,7 @@ class _Lives:
             events=tuple(events),
             otherwise=tuple(sorted(self.recorder.otherwise)),
             doubtful=self._doubtful(),
+            uncounted=tuple(sorted(self.recorder.uncounted)),
         )
 
     def _doubtful(self) -> tuple[str, ...]:

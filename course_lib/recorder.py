@@ -34,9 +34,9 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from .allocator import CPUAllocator, Happening, SimulatedTensors, Source
+from .flops import Formula, flops_of
 from .room import Room
 from .unwatched import (
     ACCUMULATES,
@@ -44,6 +44,8 @@ from .unwatched import (
     ADD_IN_PLACE,
     ENGINE,
     INTO_ZEROS,
+    MULTIPLY,
+    OTHERWISE,
     PRODUCTS,
     SPARSE,
     ZEROS,
@@ -209,8 +211,8 @@ def _harmless(method: Callable) -> Callable:
 class Recorder(TorchDispatchMode):
     """Notes operators in ``log``; ``log[i]`` says what mark ``i`` of the stream stands for.
 
-    ``before``: address → (role, bytes) of what existed when the step began. ``flops``: counted as
-    ``FlopCounterMode`` does. ``stream``: the source's, once :meth:`listening` has ended.
+    ``before``: address → (role, bytes) of what existed when the step began. ``flops``: counted by
+    the formulas of :mod:`flops`. ``stream``: the source's, once :meth:`listening` has ended.
     ``trouble``: what kept the recorder from going on; the step itself went on, unwatched.
     ``headroom``: whether to refuse what does not fit into memory.
     """
@@ -232,6 +234,7 @@ class Recorder(TorchDispatchMode):
         self.stream: list[Happening] = []
         self.before: dict[int, tuple[Role, int]] = {}
         self.flops = 0
+        self.uncounted: set[str] = set()  # operators that multiply matrices, without a formula
         self.built_a_graph = False
         self.trouble: Exception | None = None
         self.elsewhere: list[str] = []  # names of other threads that modules ran in
@@ -458,7 +461,11 @@ class Recorder(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 self._resized(storage, operator.reads[0])
         if kind.flops is not None:
-            self.flops += kind.flops(*args, **kwargs, out_val=result)
+            operations = kind.flops(*args, **kwargs, out_val=result)
+            if operations is None:
+                self.uncounted.add(kind.name)
+            else:
+                self.flops += operations
 
     def _is_sum(self, node: Any, args: tuple, reads: list[int], grad: bool) -> bool:
         """Whether the engine, not a node's own formula, adds up two gradients of one value.
@@ -485,6 +492,8 @@ class Recorder(TorchDispatchMode):
         """The engine computes a gradient, and nobody will see its operators."""
         reads = [self.source.address(part) for saved in saved_by(node) for part in parts(saved)]
         place = self._places.get(node._sequence_nr(), NOWHERE)
+        if node.name() in MULTIPLY:
+            self.uncounted.add(OTHERWISE[node.name()])
         self._write(Operator(node.name(), "backward", False, place, tuple(reads)))
 
     def _node_ends(self, gradients: Sequence[Tensor | None]) -> None:
@@ -734,7 +743,7 @@ class _Kind:
     is_view: bool
     makes: bool  # results that are not its arguments
     tensors: tuple[int, ...]  # which arguments are single tensors, if several
-    flops: Callable[..., int] | None
+    flops: Formula | None
 
 
 @functools.cache
@@ -752,9 +761,8 @@ def _kind(func: Any) -> _Kind:
     )  # fmt: skip
     if len(tensors) < 2:  # then it is a tensor for certain
         tensors = ()
-    flops = flop_registry.get(func._overloadpacket)
     works = func.namespace not in _NO_WORK
-    return _Kind(str(func._overloadpacket), works, is_view, makes, tensors, flops)
+    return _Kind(str(func._overloadpacket), works, is_view, makes, tensors, flops_of(func))
 
 
 def _numbers(args: tuple, tensors: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,21 +7,27 @@ checkpointed model it shows what is really kept.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional
 from torch.nn.modules import module as module_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .language import Table
-from .recorder import Place, Role, learners_line, never_compiled
+from .reach import behind, names_of_modules, nodes_behind, tensors
+from .recorder import NOWHERE, Place, Role, learners_line, never_compiled, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +35,10 @@ class SavedTensor:
     """One storage that autograd keeps.
 
     ``size``: bytes of the whole storage. ``shape``, ``dtype``: of the tensor first saved from it.
-    ``role``: parameter, input, checkpoint or activation. ``operator``: that saved it, such as
-    ``aten.addmm``, or the name of a ``torch.autograd.Function``; ``checkpoint`` for what
-    ``torch.utils.checkpoint`` keeps. ``module``, ``line``: where in the learner's code.
+    ``role``: parameter, buffer, input (also one that the function holds on to), checkpoint or
+    activation. ``operator``: that saved it, such as ``aten.addmm``, or the name of a
+    ``torch.autograd.Function``; ``checkpoint`` for what ``torch.utils.checkpoint`` keeps.
+    ``module``, ``line``: where in the learner's code.
     """
 
     size: int
@@ -52,8 +59,8 @@ class SavedTensors:
 
     @property
     def total(self) -> int:
-        """Bytes kept, parameters left out: they exist anyway."""
-        return sum(saved.size for saved in self if saved.role is not Role.PARAMETER)
+        """Bytes kept, parameters and buffers left out: they exist anyway."""
+        return sum(saved.size for saved in self if saved.role not in _THE_MODELS)
 
     def by_role(self) -> dict[Role, int]:
         """Bytes of each role that occurs."""
@@ -69,14 +76,14 @@ class SavedTensors:
         return len(self.tensors)
 
     def table(self) -> Table:
-        """The list as a table, parameters left out."""
+        """The list as a table, parameters and buffers left out."""
         return Table(
             [("字节", "bytes"), ("形状", "shape"), ("类型", "dtype"), ("用途", "role"),
              ("模块", "module"), ("算子", "operator"), ("代码行", "line")],
             [
                 (f"{saved.size:,}", list(saved.shape), str(saved.dtype).removeprefix("torch."),
                  saved.role.names, saved.module or "—", saved.operator, saved.line or "—")
-                for saved in self if saved.role is not Role.PARAMETER
+                for saved in self if saved.role not in _THE_MODELS
             ],
         )  # fmt: skip
 
@@ -84,7 +91,7 @@ class SavedTensors:
         """In a few words (zh, en): input, output or another value, each with its shape."""
         words = []
         for saved in self:
-            if saved.role is Role.PARAMETER:
+            if saved.role in _THE_MODELS:
                 continue
             name = ("其他值", "another value")
             if saved.is_output:
@@ -103,23 +110,26 @@ class SavedTensors:
         return self.table()._repr_mimebundle_()
 
 
-def saved_tensors(function: Callable[..., Any], *inputs: Any) -> SavedTensors:
-    """Run ``function(*inputs)`` and list what autograd keeps when it has returned.
+_THE_MODELS = (Role.PARAMETER, Role.BUFFER)
+
+
+def saved_tensors(function: Callable[..., Any], *inputs: Any, **keywords: Any) -> SavedTensors:
+    """Run ``function(*inputs, **keywords)`` and list what autograd keeps when it has returned.
 
     ``function``: a module, or any function. The result is dropped, and with it all that was kept.
+    What a ``torch.autograd.Function`` stores in its context by hand is listed too. Not listed are
+    the 8 bytes that stand for a Python number, as in ``x * 0.5``.
     Raises ``TypeError`` if ``function`` cannot be called.
     """
     if not callable(function):
         raise TypeError(f"function must be callable, not {type(function).__name__}")
-    watch = _Watch(getattr(function, "__self__", function))
-    watch.roles |= {
-        _storage(leaf): Role.INPUT for leaf in tree_leaves(inputs) if torch.is_tensor(leaf)
-    }
+    watch = _Watch(function)
+    watch.call(Role.INPUT, tensors((inputs, keywords)))
     with watch:
-        result = function(*inputs)
-    outputs = {_storage(leaf) for leaf in tree_leaves(result) if torch.is_tensor(leaf)}
-    found = watch.kept(outputs)
-    del result
+        result = function(*inputs, **keywords)
+    results = tensors(result)
+    found = watch.kept(results)
+    del result, results
     return SavedTensors(found)
 
 
@@ -153,17 +163,32 @@ class _Watch(TorchDispatchMode):
     def ignore_compile_internals(cls) -> bool:
         return True  # see Recorder
 
-    def __init__(self, owner: Any):
+    supports_higher_order_operators = True
+
+    def __init__(self, function: Any):
         super().__init__()
         self.roles: dict[int, Role] = {}  # of storages that exist anyway
-        modules = owner.named_modules() if isinstance(owner, nn.Module) else ()
-        self._names = {id(module): name for name, module in modules}
+        for held in behind(function).values():
+            if isinstance(held, nn.Module):
+                self.call(Role.PARAMETER, held.parameters())
+                self.call(Role.BUFFER, held.buffers())
+            elif isinstance(held, Tensor):
+                self.call(Role.PARAMETER if isinstance(held, nn.Parameter) else Role.INPUT, [held])
+        self._names = names_of_modules(function)
         self._modules: list[str] = []
         self._savings: list[_Saving] = []
         self._operators: dict[int, str] = {}  # autograd node's number -> operator
+        self._within: dict[int, tuple[str, Place]] = {}  # of nodes whose forward is one's own
         self._hooks = torch.autograd.graph.saved_tensors_hooks(
             self._pack, lambda packed: packed.tensor
         )
+        self._unwatched = _AsUnwatched()
+
+    def call(self, role: Role, those: Iterable[Tensor]) -> None:
+        """Give the storages of tensors that exist a role; the first one given stays."""
+        for tensor in those:
+            for storage in _storages(tensor):
+                self.roles.setdefault(storage, role)
 
     def __enter__(self) -> _Watch:
         self._handles = (
@@ -171,10 +196,12 @@ class _Watch(TorchDispatchMode):
             module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
         )
         self._hooks.__enter__()
+        self._unwatched.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        self._unwatched.__exit__(*exception)
         self._hooks.__exit__(*exception)
         for handle in self._handles:
             handle.remove()
@@ -183,56 +210,138 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # its branches are functions: look into them
+            return func(*(self._watched(a) for a in args), **kwargs)
+        node = torch.autograd._get_sequence_nr() - 1
         if torch.is_grad_enabled():
-            node = torch.autograd._get_sequence_nr() - 1
             self._operators.setdefault(node, str(func._overloadpacket))
+        elif node not in self._within:
+            place = Place(self._module(), *learners_line(sys._getframe(1)))
+            self._within[node] = str(func._overloadpacket), place
         for argument in args:
             if isinstance(argument, nn.Parameter):
-                self.roles[_storage(argument)] = Role.PARAMETER
-        return func(*args, **(kwargs or {}))
+                self.roles.update(dict.fromkeys(_storages(argument), Role.PARAMETER))
+        return func(*args, **kwargs)
+
+    def _watched(self, argument: Any) -> Any:
+        if not callable(argument) or isinstance(argument, Tensor):
+            return argument
+
+        @functools.wraps(argument)
+        def branch(*args: Any, **kwargs: Any) -> Any:
+            with self._again():
+                return argument(*args, **kwargs)
+
+        return branch
+
+    @contextlib.contextmanager
+    def _again(self) -> Iterator[None]:
+        TorchDispatchMode.__enter__(self)
+        try:
+            yield
+        finally:
+            TorchDispatchMode.__exit__(self, None, None, None)
+
+    def _module(self) -> str | None:
+        return self._modules[-1] if self._modules else None
 
     @never_compiled
     def _pack(self, tensor: Tensor) -> _Packed:
         packed = _Packed(tensor)
         caller = sys._getframe(1)
-        place = Place(self._modules[-1] if self._modules else None, *learners_line(caller))
+        place = Place(self._module(), *learners_line(caller))
         node = torch.autograd._get_sequence_nr() - 1
         self._savings.append(_Saving(weakref.ref(packed), node, place, _function_name(caller)))
         return packed
 
     @never_compiled
     def _enter_module(self, module: nn.Module, inputs: Any) -> None:
-        self._modules.append(self._names.get(id(module), type(module).__name__))
+        if id(module) not in self._names:  # made, or found, by the function only now
+            for name, part in module.named_modules(prefix=type(module).__name__):
+                self._names.setdefault(id(part), name)
+        self._modules.append(self._names[id(module)])
 
     @never_compiled
     def _leave_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._modules:
             self._modules.pop()
 
-    def kept(self, outputs: set[int]) -> tuple[SavedTensor, ...]:
+    def kept(self, results: list[Tensor]) -> tuple[SavedTensor, ...]:
         """What is still held, each storage once."""
+        outputs = {storage for result in results for storage in _storages(result)}
+        simulated = any(isinstance(part, FakeTensor) for r in results for part in parts(r))
         seen: set[int] = set()
         found = []
-        for saving in self._savings:
-            packed = saving.packed()
-            if packed is None or (storage := _storage(packed.tensor)) in seen:
-                continue
-            seen.add(storage)
-            tensor = packed.tensor
-            operator = saving.function or self._operators.get(saving.node, "autograd")
+        for tensor, operator, place in (*self._saved(), *self._stored_by_hand(results)):
             role = Role.CHECKPOINT if operator == "checkpoint" else Role.ACTIVATION
-            found.append(
-                SavedTensor(
-                    tensor.untyped_storage().nbytes(), tuple(tensor.shape), tensor.dtype,
-                    self.roles.get(storage, role), operator, saving.place.module,
-                    saving.place.describe(), storage in outputs,
-                )
-            )  # fmt: skip
+            for part in parts(tensor):
+                storage = _storage(part)
+                if storage in seen or (isinstance(part, FakeTensor) and not simulated):
+                    continue  # a compiler keeps what it traced the function with
+                seen.add(storage)
+                found.append(
+                    SavedTensor(
+                        part.untyped_storage().nbytes(), _shape(part), part.dtype,
+                        self.roles.get(storage, role), operator, place.module,
+                        place.describe(), storage in outputs,
+                    )
+                )  # fmt: skip
         return tuple(found)
+
+    def _saved(self) -> Iterator[tuple[Tensor, str, Place]]:
+        for saving in self._savings:
+            if (packed := saving.packed()) is not None:
+                operator = saving.function or self._operators.get(saving.node, "autograd")
+                yield packed.tensor, operator, saving.place
+
+    def _stored_by_hand(self, results: list[Tensor]) -> Iterator[tuple[Tensor, str, Place]]:
+        """Tensors that own functions keep as attributes of their context, which no hook sees."""
+        for node in nodes_behind([result.grad_fn for result in results]):
+            own = getattr(node, "_forward_cls", None)  # an own function's class, else None
+            if own is None or own is torch.utils.checkpoint.CheckpointFunction:
+                continue  # that keeps its random state, which no other checkpoint shows either
+            named = node.name().removesuffix("Backward")
+            operator, place = self._within.get(node._sequence_nr(), (named, NOWHERE))
+            for tensor in tensors(vars(node)):
+                yield tensor, operator if named.startswith("Generated") else named, place
+
+
+class _AsUnwatched(TorchFunctionMode):
+    """Undoes what PyTorch does in another way because a dispatch mode watches.
+
+    ``ctc_loss`` reads its lengths into a list, unless anything watches: then it saves the tensors
+    (``areAnyTensorSubclassLike`` in aten/src/ATen/native/LossCTC.cpp).
+    """
+
+    @never_compiled
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (functional.ctc_loss, torch.ctc_loss):
+            args = (*args[:2], *map(_as_list, args[2:4]), *args[4:])
+            lengths = {k: _as_list(v) for k, v in kwargs.items() if k.endswith("_lengths")}
+            kwargs = kwargs | lengths
+        return func(*args, **kwargs)
+
+
+def _as_list(lengths: Any) -> Any:
+    on_cpu = type(lengths) is Tensor and lengths.device.type == "cpu"
+    return lengths.tolist() if on_cpu else lengths
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Sequences nested in one block of memory have no shape in common: that of the block."""
+    return (tensor.numel(),) if tensor.is_nested else tuple(tensor.shape)
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _storages(tensor: Tensor) -> list[int]:
+    return [_storage(part) for part in parts(tensor)]
 
 
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__

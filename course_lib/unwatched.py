@@ -49,6 +49,7 @@ OTHERWISE = {
     "ProdBackward1": "prod",
     "TraceBackward0": "trace",
 }
+MULTIPLY = {"LinalgHouseholderProductBackward0", "OrmqrBackward0"}  # matrices, inside of them
 SPARSE = "sparse gradients"  # of a parameter: autograd keeps them as they are, or clones them
 
 

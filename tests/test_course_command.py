@@ -192,6 +192,142 @@ def test_a_package_cut_short_by_an_interruption_is_installed_again(small_course)
     assert not (packages / "~iny").exists()
 
 
+# PyTorch without CUDA
+
+
+def make_torch(folder: Path, version: str, needs: str = "", build: str = "") -> Path:
+    """A wheel that is PyTorch in name only; `build` is what it says it was built for."""
+    return make_package(
+        folder, "torch", version, {"torch/__init__.py": f"cuda = {build!r}\n"}, needs
+    )
+
+
+def make_package(folder: Path, name: str, version: str, files: dict, needs: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    contents = files | {
+        f"{info}/METADATA": metadata + (f"Requires-Dist: {needs}\n" if needs else ""),
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in contents.items():
+            wheel.writestr(file, text)
+        wheel.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*contents, info]))
+    return path
+
+
+@pytest.fixture
+def torch_course(tmp_path, monkeypatch) -> Path:
+    """A course that needs PyTorch: by default with a CUDA package; in `cpu/` is an index without.
+
+    pip is asked nothing but that: neither this machine's settings nor the network.
+    """
+    for name in list(os.environ):
+        if name.startswith("PIP_") or name == course.TORCH_INDEX:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    root = tmp_path / "course"
+    make_torch(root / "wheels", "2.13.0", "nvidia-tiny==1.0", build="13.0")
+    make_package(root / "wheels", "nvidia_tiny", "1.0", {"nvidia_tiny.py": ""})
+    wheel = make_torch(tmp_path / "cpu" / "torch", "2.13.0+cpu")
+    link = f'<a href="{wheel.name.replace("+", "%2B")}">{wheel.name}</a>'
+    (wheel.parent / "index.html").write_text(f"<!DOCTYPE html><body>{link}", encoding="utf-8")
+    (root / "course.py").write_bytes((ROOT / "course.py").read_bytes())
+    pins = "--no-index\n--find-links wheels\ntorch==2.13.0\n"
+    (root / "requirements.txt").write_text(pins, encoding="utf-8")
+    return root
+
+
+def torch_in(root: Path) -> tuple[str, bool]:
+    """What PyTorch in the environment was built for, and whether a CUDA package is there."""
+    question = (
+        "import importlib.util, torch;"
+        "print((torch.cuda, importlib.util.find_spec('nvidia_tiny') is not None))"
+    )
+    command = [str(course.python_of(root)), "-c", question]
+    return ast.literal_eval(
+        subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode()
+    )
+
+
+ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere no CUDA")
+
+
+@ON_LINUX
+@pytest.mark.parametrize("told", ["as an option", "as a variable", "by pip's own settings"])
+def test_pytorch_without_cuda_is_installed_and_remembered(torch_course, told, monkeypatch, capfd):
+    index = (torch_course.parent / "cpu").as_uri()
+    arguments = ["--cpu", index, "1"]
+    if told == "as a variable":
+        monkeypatch.setenv(course.TORCH_INDEX, index)
+        arguments = ["1", "--cpu"]
+    elif told == "by pip's own settings":
+        monkeypatch.setenv("PIP_INDEX_URL", index)
+        arguments = ["--cpu", "1"]
+    rest, cpu = course.take_build(arguments)
+    assert rest == ["1"]
+    course.prepare(torch_course, cpu=cpu)
+    assert torch_in(torch_course) == ("", False)
+    assert "NVIDIA" not in capfd.readouterr().out
+    course.prepare(torch_course)
+    assert capfd.readouterr().out == "", "remembered: nothing to install"
+
+    for name in ("PIP_INDEX_URL", course.TORCH_INDEX):
+        monkeypatch.delenv(name, raising=False)
+    with (torch_course / "requirements.txt").open("a") as requirements:
+        requirements.write("# changed\n")
+    course.prepare(torch_course)
+    assert torch_in(torch_course) == ("", False), "other requirements keep it"
+    if told == "as an option":
+        (torch_course / ".venv" / "pyvenv.cfg").unlink()  # broken: made again
+        course.prepare(torch_course)
+        assert torch_in(torch_course) == ("", False)
+
+
+@ON_LINUX
+def test_an_environment_with_cuda_gives_its_space_back(torch_course, capfd):
+    course.prepare(torch_course)
+    assert torch_in(torch_course) == ("13.0", True)
+    course.prepare(torch_course, cpu=(torch_course.parent / "cpu").as_uri())
+    assert torch_in(torch_course) == ("", False)
+    course.prepare(torch_course, cpu=(torch_course.parent / "cpu").as_uri())
+    assert capfd.readouterr().out.count("Installed.") == 2
+
+
+@ON_LINUX
+def test_where_to_find_it_is_said_when_it_cannot_be_installed(torch_course):
+    message = stopped(lambda: course.prepare(torch_course, cpu=torch_course.as_uri()))
+    assert both_languages(message) and message.count(course.SELECTOR) == 2
+    assert "torch==2.13.0+cpu" in message and "--cpu ADDRESS" in message
+    assert not course.stamp_of(torch_course).exists()
+
+
+@ON_LINUX
+def test_what_cuda_would_cost_is_said_where_no_card_is_seen(torch_course):
+    packages = torch_course / "packages"
+    packages.mkdir()
+    said = course.torch_would_bring_cuda_in_vain
+    learner = (course.LEARNER,)
+    assert said(torch_course, learner, packages, card=False)
+    assert not said(torch_course, learner, packages, card=True)
+    (packages / "torch-2.13.0.dist-info").mkdir()
+    assert not said(torch_course, learner, packages, card=False), "it is there already"
+
+
+def test_the_readme_says_what_it_saves():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for words in (course.WITH_CUDA, course.WITHOUT_CUDA, "python course.py --cpu", course.SELECTOR):
+        assert readme.count(words) >= 2, words
+
+
+def test_options_of_other_programs_are_theirs():
+    assert course.take_build(["lab", "--", "--cpu"]) == (["lab", "--", "--cpu"], None)
+    assert course.take_build(["test", "-k", "cpu"]) == (["test", "-k", "cpu"], None)
+    assert course.take_build(["--cpu=file:///x", "--no-browser"]) == (["--no-browser"], "file:///x")
+
+
 def test_two_at_once_install_only_once(small_course):
     course.stamp_of(small_course).unlink()
     command = [sys.executable, "-c", "import course, pathlib; course.prepare(pathlib.Path('.'))"]

@@ -1,7 +1,9 @@
 """``same_gradients`` finds what differs, says it in words and numbers, refuses unequal work."""
 
+import collections
 import contextlib
 import copy
+import dataclasses
 import random
 
 import numpy
@@ -423,3 +425,258 @@ def test_asks_for_what_is_in_neither_the_model_nor_the_inputs():
     other = nn.Parameter(torch.randn(8, 8))
     with pytest.raises(TypeError, match="neither an input nor in model"):
         same_gradients(lambda x: model(x) @ other, lambda x: model(x), X, model=model)
+
+
+# --- wrappers -----------------------------------------------------------------------------------
+
+
+def blocks():
+    torch.manual_seed(3)
+    return nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2)))
+
+
+class OwnCheckpoint(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return checkpoint(self.block, x, use_reentrant=False)
+
+
+@pytest.fixture
+def one_rank():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def wrapped_blocks():
+    return nn.Sequential(*(OwnCheckpoint(block) for block in blocks()))
+
+
+def compiled(model):
+    torch._dynamo.reset()
+    return torch.compile(model, backend="eager")
+
+
+WRAPPERS = {
+    "compiled": compiled,
+    "data-parallel": nn.parallel.DistributedDataParallel,
+    "in threads": nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "own": OwnCheckpoint,
+    "compiled, then data-parallel": lambda model: nn.parallel.DistributedDataParallel(
+        compiled(model)
+    ),
+    "data-parallel, then compiled": lambda model: compiled(
+        nn.parallel.DistributedDataParallel(model)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("on_the_left", [False, True])
+def test_wrappers_are_seen_through(name, on_the_left, one_rank):
+    sides = [blocks(), WRAPPERS[name](wrapped_blocks())]
+    if on_the_left:
+        sides.reverse()
+    found = same_gradients(*sides, X)
+    assert found and found.compared["gradient"] == 4
+    wrong = sides[1 - on_the_left]
+    linear = next(module for module in wrong.modules() if isinstance(module, nn.Linear))
+    linear.weight.register_hook(lambda gradient: gradient * 2)
+    found = same_gradients(*sides, X)
+    assert [d.kind for d in found.differences] == ["gradient"]
+    if not on_the_left:
+        assert found.first.name == "0.0.weight", "as the plain side calls it"
+
+
+def test_sharded_parameters_are_compared_whole(one_rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    sharded = wrapped_blocks()
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+    plain = blocks()
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    assert same_gradients(plain, sharded, X)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_wrapper_around_another_model_is_still_another_model():
+    other = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4), nn.Tanh())
+    with pytest.raises(UnequalWork, match=r"1\.weight"):
+        same_gradients(mlp(), compiled(other), X)
+
+
+def test_parts_in_another_order_are_matched_by_name():
+    plain = mlp()
+    other = nn.Module()
+    for name, part in reversed([*plain.named_children()]):
+        other.add_module(name, copy.deepcopy(part))
+    other.forward = lambda x: other.get_submodule("2")(
+        other.get_submodule("1")(other.get_submodule("0")(x))
+    )
+    assert same_gradients(plain, other, X)
+
+
+# --- inputs and outputs -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Output:
+    loss: torch.Tensor
+    logits: torch.Tensor
+    cache: None = None
+
+
+class Language(nn.Module):
+    """Called as a language model is."""
+
+    def __init__(self, wrap=False):
+        super().__init__()
+        torch.manual_seed(3)
+        self.words, self.head, self.wrap = nn.Embedding(10, 8), nn.Linear(8, 10), wrap
+
+    def forward(self, input_ids=None, attention_mask=None, seed=0.0):
+        hidden = self.words(input_ids) * attention_mask[..., None] + seed
+        run = (lambda h: checkpoint(self.head, h, use_reentrant=False)) if self.wrap else self.head
+        logits = run(hidden)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), input_ids.flatten())
+        return Output(loss, logits)
+
+
+WORDS = {"input_ids": torch.randint(10, (2, 5)), "attention_mask": torch.ones(2, 5)}
+
+
+def test_keyword_arguments():
+    found = same_gradients(Language(), Language(wrap=True), **WORDS)
+    assert found and found.compared["gradient"] == 3 and found.compared["output"] == 2
+    found = same_gradients(Language(), Language(wrap=True), WORDS["input_ids"], WORDS["input_ids"])
+    assert found, "by position, the same tensor twice"
+
+
+def test_names_that_same_gradients_uses_itself_go_into_kwargs():
+    shift = torch.ones(1, requires_grad=True)
+    found = same_gradients(
+        Language(), Language(wrap=True), **WORDS, seed=3, kwargs={"seed": shift}
+    )  # fmt: skip
+    assert found and found.compared["gradient"] == 4
+    doubled = Language(wrap=True)
+    doubled.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, kwargs | {"seed": kwargs["seed"] * 1.5}),
+        with_kwargs=True,
+    )
+    found = same_gradients(Language(), doubled, **WORDS, kwargs={"seed": shift})
+    assert (found.first.kind, found.first.name) == ("output", "loss")
+
+
+@pytest.mark.parametrize("mapping", [dict, collections.UserDict, collections.OrderedDict])
+def test_dictionaries(mapping):
+    plain, wrapped = (lambda batch, m=m: m(**batch) for m in (Language(), Language(wrap=True)))
+    model = Language()
+    plain, wrapped = lambda batch: model(**batch), lambda batch: model(**dict(batch))
+    batch = mapping({**WORDS, "seed": torch.zeros(1, requires_grad=True)})
+    assert same_gradients(plain, wrapped, batch, model=model).compared["gradient"] == 4
+
+    def spoils(batch):
+        batch["attention_mask"].mul_(2)
+        return model(**batch)
+
+    found = same_gradients(plain, spoils, batch, model=model)
+    assert not found
+    assert torch.equal(WORDS["attention_mask"], torch.ones(2, 5)), "both sides get copies"
+
+
+def test_an_input_given_twice_stays_one():
+    model = nn.MultiheadAttention(8, 2, batch_first=True, dropout=0.0)
+    x = torch.randn(2, 4, 8, requires_grad=True)
+
+    def changes(query, key, value):
+        query.data.mul_(1)
+        assert query is key is value
+        return model(query, key, value)
+
+    assert same_gradients(changes, changes, x, x, x, model=model).compared["gradient"] == 5
+
+
+def test_inputs_that_are_no_leaves_or_no_floats():
+    table = nn.Embedding(10, 8)
+    hidden = table(torch.arange(4))
+    model = mlp()
+    found = same_gradients(model, checkpointed(model), hidden)
+    assert found.compared["gradient"] == len(list(model.parameters())) + 1
+    assert table.weight.grad is None
+    assert same_gradients(
+        table, lambda x: checkpoint(table, x, use_reentrant=False), torch.arange(4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("generator", "draw"),
+    [
+        (torch.Generator().manual_seed(1), lambda g: torch.rand(1, generator=g)),
+        (random.Random(1), lambda g: g.random()),
+        (numpy.random.default_rng(1), lambda g: float(g.random())),
+        (numpy.random.RandomState(1), lambda g: float(g.random_sample())),
+    ],
+    ids=["torch", "random", "numpy", "old numpy"],
+)
+def test_ones_own_generator_starts_alike_and_is_compared(generator, draw):
+    model = mlp()
+    given = lambda x, g: model(x) * (1 + draw(g))  # noqa: E731
+    held = lambda x: (model(x) * (1 + draw(generator))).sin()  # noqa: E731
+    assert same_gradients(given, given, X, generator, model=model)
+    first = draw(generator)
+    assert same_gradients(held, held, X, model=model)
+    assert draw(generator) != first
+
+    found = same_gradients(held, checkpointed(held), X, model=model)
+    assert "random state" in {d.kind for d in found.differences}
+    assert any(d.name == "generator" for d in found.differences)
+
+
+def test_outputs_are_named_as_they_are_called():
+    model = Language()
+    other = lambda **words: dataclasses.replace(model(**words), logits=None)  # noqa: E731
+    with pytest.raises(UnequalWork, match=r"plain returns shapes \{'loss': \[\], 'logits'"):
+        same_gradients(model, other, **WORDS)
+
+
+# --- gradients taken inside ---------------------------------------------------------------------
+
+
+def test_a_gradient_taken_inside_is_compared():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def force(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0]
+
+    again = lambda x: checkpoint(force, x, use_reentrant=False)  # noqa: E731
+    assert same_gradients(force, again, X, model=model).compared["gradient"] == 4
+    twice = lambda x: force(x) * 2 - force(x).detach()  # noqa: E731
+    found = same_gradients(force, twice, X, model=model)
+    assert found.first.kind == "gradient"
+
+
+def test_a_tensor_that_cannot_be_passed_is_told_the_whole_step():
+    model, weight = mlp(), torch.randn(8, 8, requires_grad=True)
+    run = lambda x: model(x) @ weight  # noqa: E731
+    with pytest.raises(TypeError, match=r"whole steps: same_gradients\(lambda: loss"):
+        same_gradients(run, run, X, model=model)
+    step = lambda: run(X).sum().backward()  # noqa: E731
+    assert same_gradients(step, step, model=model)
+
+
+def test_what_to_do_when_both_sides_raise():
+    found = same_gradients(Language(), Language(wrap=True), WORDS)
+    assert not found and "get plain to run by itself" in found.en and "input_ids=…" in found.en
+    assert "按名字" in found.zh
+    model = mlp()
+    found = same_gradients(model, model)
+    assert "whole step" in found.en and "完整一步" in found.zh

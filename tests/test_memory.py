@@ -85,8 +85,12 @@ def test_a_trace_agrees_with_itself(name: str) -> None:
     assert {*trace.at_peak} == {*trace.kept} == {*trace.before} == {*Role}
 
 
-# FlopCounterMode itself fails in autograd.grad with a leaf.
-@pytest.mark.parametrize("name", sorted(STEPS.keys() - {"double_backward"}))
+# FlopCounterMode itself fails in autograd.grad with a leaf, and knows no formula for attention on
+# a CPU, for LSTMs and for the products of two vectors in L-BFGS; see test_flops.py.
+NOT_COUNTED_BY_PYTORCH = {"double_backward", "sdpa", "lstm", "lbfgs"}
+
+
+@pytest.mark.parametrize("name", sorted(STEPS.keys() - NOT_COUNTED_BY_PYTORCH))
 @pytest.mark.filterwarnings("ignore:(None of the inputs|The step never)")
 def test_flops_equal_flop_counter_mode(name: str) -> None:
     step = STEPS[name]()
