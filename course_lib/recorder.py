@@ -179,6 +179,7 @@ class Recorder(TorchDispatchMode):
         self._places: dict[int, Place] = {}  # autograd node's number -> its forward operator's
         self._known: set[int] = {0}  # addresses that need no second look
         self._done_in_forward: set[tuple] = set()  # operators, by module path or line
+        self._modules_at: dict[tuple[str | None, int], set[str]] = {}  # that ran a line
         self._optimizers: list[int] = []  # the backward pass (-1: none) that each one runs in
         self.elsewhere: list[str] = []  # names of other threads that modules ran in
         self._thread = threading.get_ident()
@@ -239,8 +240,14 @@ class Recorder(TorchDispatchMode):
         if node is not None:
             place = self._places.get(node._sequence_nr(), NOWHERE)
         else:
-            place = Place(self._modules[-1] if self._modules else None, *learners_line(caller))
-            work = (func, place.module) if self._modules else (func, *place)
+            line = learners_line(caller)
+            module = self._modules[-1] if self._modules else None
+            if module is None and in_backward:
+                module = self._recomputed_in(line)
+            elif module is not None:
+                self._modules_at.setdefault(line, set()).add(module)
+            place = Place(module, *line)
+            work = (func, module) if module is not None else (func, *place)
             if in_backward:  # with its graph, or the same again
                 recomputing = grad or work in self._done_in_forward
             else:
@@ -282,6 +289,20 @@ class Recorder(TorchDispatchMode):
         if kind.flops is not None:
             self.flops += kind.flops(*args, **kwargs, out_val=result)
         return result
+
+    def _recomputed_in(self, line: tuple[str | None, int]) -> str | None:
+        """The module that a recomputation is in, where only its ``forward`` is run again.
+
+        Then no hook has said so. But it is the node that needs a value of that forward which has
+        it recomputed: of the modules that ran this line before, it is the one around that node's.
+        """
+        node = torch._C._current_autograd_node()
+        needing = self._places.get(node._sequence_nr(), NOWHERE).module if node else None
+        if needing is None:
+            return None
+        ran = self._modules_at.get(line, ())
+        around = (m for m in ran if not m or f"{needing}.".startswith(f"{m}."))
+        return max(around, key=len, default=None)
 
     def _unwatched(self, func: Any, args: tuple) -> Any:
         """What autograd calls in place of ``func`` when nobody watches.
