@@ -23,7 +23,15 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
-from .state import Snapshot, Tried, slots, tried, tried_on_copies, unchanged, written_in_source
+from .state import (
+    Snapshot,
+    Tried,
+    tried,
+    tried_on_copies,
+    unchanged,
+    worth_trying,
+    written_in_source,
+)
 
 Doubt = tuple[str, str]  # zh, en
 
@@ -215,7 +223,7 @@ def on_copies(model: nn.Module, free: list[tuple[str, nn.Module]], said: set[tup
     doubts: list[Doubt] = []
     kinds: set[tuple] = set()
     for path, block in free:
-        state = [slot.name for slot in slots(block) if not isinstance(slot.value, nn.Parameter)]
+        state = worth_trying(block)
         kind = type(block), *state
         if not state or kind in kinds:
             continue

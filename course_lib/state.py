@@ -312,7 +312,7 @@ def tried_on_copies(block: nn.Module, training: bool) -> tuple[list[tuple[str, T
     names: set[str] = set()
     if not _can_be_copied(block):
         return found, names
-    state = [slot.name for slot in slots(block) if not isinstance(slot.value, nn.Parameter)]
+    state = worth_trying(block)
     for path, part in block.named_modules():
         dot = path and path + "."
         inside = {name for name in state if name.startswith(dot)} - names
@@ -325,6 +325,16 @@ def tried_on_copies(block: nn.Module, training: bool) -> tuple[list[tuple[str, T
     return found, names
 
 
+def worth_trying(block: nn.Module) -> list[str]:
+    """Names of tensors that are no parameters, and of whatever else the source seems to change."""
+    written = written_in_source(block)
+    return [
+        slot.name for slot in slots(block)
+        if slot.name in written
+        or (isinstance(slot.value, Tensor) and not isinstance(slot.value, nn.Parameter))
+    ]  # fmt: skip
+
+
 def _tried_on_guesses(part: nn.Module, training: bool, whole: bool) -> Tried | None:
     """With the first guess that runs; None if none does.
 
@@ -334,11 +344,21 @@ def _tried_on_guesses(part: nn.Module, training: bool, whole: bool) -> Tried | N
         for arguments in _guesses(part):
             with contextlib.suppress(Exception):  # it was a guess
                 again = copy.deepcopy(part).cpu()
+                _without_others_hooks(again)
                 if training:
                     again.train()
                 everything = [name for name, _ in again.named_parameters()]
                 return tried(again, again.forward if whole else again, arguments, {}, everything)
     return None
+
+
+def _without_others_hooks(copied: nn.Module) -> None:
+    """Functions are not copied: what hooks count or collect is the model's own."""
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if not type(hook).__module__.startswith("torch."):
+                    del hooks[key]
 
 
 def _can_be_copied(block: nn.Module) -> bool:

@@ -4,7 +4,9 @@ Every fit is a real one by the real Trainer, on a small model.
 """
 
 import csv
+import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.imports import _RICH_AVAILABLE
@@ -93,9 +96,33 @@ def same_weights(one, other) -> bool:
 # --- what importing costs -----------------------------------------------------------------------
 
 
-def test_lightning_shows_the_progress_bar_that_learners_see():
-    """Where the package rich is installed, it shows another, and stored outputs would differ."""
-    assert not _RICH_AVAILABLE
+def test_our_trainers_name_their_progress_bar():
+    """Where the package rich is installed, as here, Lightning takes another if not told."""
+    assert _RICH_AVAILABLE
+    options = ["--trainer.max_steps=1", *SHORT[2:]]
+    bar = main(["fit", "--config", str(CONFIG), *options]).trainer.progress_bar_callback
+    assert type(bar) is TQDMProgressBar
+    none = main(["fit", "--config", str(CONFIG), *options, SHORT[1]])
+    assert none.trainer.progress_bar_callback is None
+    chosen = main(["fit", "--config", str(CONFIG), *options,
+                   "--trainer.callbacks=RichProgressBar"])  # fmt: skip
+    assert type(chosen.trainer.progress_bar_callback) is RichProgressBar
+
+
+def test_the_lessons_trainings_name_their_progress_bar():
+    """A fit in a lesson shows none, or the one that its stored output shows."""
+    trainings = 0
+    for file in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and re.search(
+                r"(?<!def )\btrain\(|[a-z]\.fit\(", source
+            ):
+                if "**options" in source and "def train(" in source:
+                    continue
+                trainings += 1
+                assert re.search(r"enable_progress_bar=False|\[TQDMProgressBar", source), source
+    assert trainings >= 5
 
 
 def test_only_lightning_modules_import_lightning():

@@ -686,6 +686,14 @@ def test_a_frozen_part_in_evaluation_does_not_move():
     assert "0.part.seen" in doubts(model, Around)
 
 
+def test_trying_a_copy_runs_no_hook_of_the_model():
+    model = nn.Sequential(Around(Counter()))
+    seen = []
+    model[0].out.register_forward_hook(lambda *_: seen.append("after"))
+    model[0].part.register_forward_pre_hook(lambda *_: seen.append("before"))
+    assert "0.part.seen" in doubts(model, Around) and seen == []
+
+
 def test_no_random_number_is_drawn_by_trying():
     torch.manual_seed(0)
     model = nn.Sequential(Around(Average()))
