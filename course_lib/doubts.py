@@ -223,11 +223,12 @@ def on_copies(model: nn.Module, free: list[tuple[str, nn.Module]], said: set[tup
     doubts: list[Doubt] = []
     kinds: set[tuple] = set()
     for path, block in free:
-        state = worth_trying(block)
-        kind = type(block), *state
-        if not state or kind in kinds:
+        kind = type(block), *(type(module) for module in block.modules())
+        if kind in kinds:
             continue
         kinds.add(kind)
+        if not worth_trying(block):
+            continue
         found, ran = tried_on_copies(block, training=not model.training)
         for part, result in found:
             doubts += of_state(path, type(block), part, result, said)
@@ -284,12 +285,13 @@ def _of_a_hint(path: str, names: Sequence[str]) -> Doubt:
 
 
 def of_no_trial(path: str, problem: Exception) -> Doubt:
+    """State may have moved, but what that does could not be found out."""
     said = f"{type(problem).__name__}: {problem}".split("\n")[0]
     return (
-        f"{path} 的 forward 会改变它自己的状态，重算就会再改变一次；想试试梯度是否取决于它，"
-        f"却没有成功（{said}）。请用 same_gradients 核对。",
-        f"The forward of {path} changes state of its own, and the recomputation once more; "
-        f"whether gradients depend on it could not be tried ({said}). Check with same_gradients.",
+        f"{path} 的 forward 是否改变自己的状态、重算时再改变一次，想试却没有试成（{said}）。"
+        "请用 same_gradients 核对。",
+        f"Whether the forward of {path} changes state of its own, and once more when recomputed, "
+        f"could not be tried ({said}). Check with same_gradients.",
     )
 
 
@@ -370,15 +372,28 @@ def watched(
 ) -> tuple[Any, Tried | Exception | None]:
     """What ``call`` returns; and if it moved state of the block, what a checkpoint does to that.
 
-    An exception if that could not be tried; None if nothing moved.
+    ``plain``: the block's forward without a checkpoint. An exception if that could not be tried:
+    the step itself goes on. None if nothing moved.
     """
-    before = Snapshot(block)
-    result = call(*args, **kwargs) if call is plain else call(args, kwargs)
+    before = _attempted(lambda: Snapshot(block))
+    result = call(*args, **kwargs)
+    if isinstance(before, Exception):
+        return result, before
+    return result, _attempted(lambda: _tried_if_moved(block, before, plain, args, kwargs))
+
+
+def _attempted(what: Callable[[], Any]) -> Any:
+    try:
+        return what()
+    except Exception as problem:  # said to the learner; the step has to go on
+        return problem
+
+
+def _tried_if_moved(
+    block: nn.Module, before: Snapshot, plain: Callable, args: tuple, kwargs: dict[str, Any]
+) -> Tried | None:
     moved = before.moved(block)
     if not moved:
-        return result, None
+        return None
     parameters = [name for name, _ in block.named_parameters() if name in moved]
-    try:
-        return result, tried(block, plain, args, kwargs, parameters)
-    except Exception as problem:  # the step itself went well, and goes on
-        return result, problem
+    return tried(block, plain, args, kwargs, parameters)

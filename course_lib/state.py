@@ -112,7 +112,7 @@ def _print(value: Any) -> Any:
     if few or value.is_complex():
         return value.detach().clone()
     # In-place operators on .data leave the version as it was.
-    return int(torch.hash_tensor(value.detach()))
+    return torch.hash_tensor(value.detach()).view(torch.int64).item()
 
 
 # --- by running it ------------------------------------------------------------------------------

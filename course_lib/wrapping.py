@@ -99,10 +99,10 @@ class CheckpointedForward:
         if not self.on or not torch.is_grad_enabled() or self._writes_a_cache(args, kwargs):
             return self.plain(*args, **kwargs)
         if self._watched or torch.compiler.is_compiling():
-            return self._checkpointed(args, kwargs)
+            return self._checkpointed(*args, **kwargs)
         return self._first_call(args, kwargs)
 
-    def _checkpointed(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _checkpointed(self, *args: Any, **kwargs: Any) -> Any:
         # By position, since checkpoint() notices of those alone if they are changed before the
         # backward pass; and a keyword of the block may have the name of one of checkpoint()'s own.
         names, positions = tuple(kwargs), len(args)
@@ -133,7 +133,7 @@ class CheckpointedForward:
         """Sees whether forward changes state of the block, and if so, what that does."""
         block = self.block
         if not block.training or _get_current_dispatch_mode() is not None:
-            return self._checkpointed(args, kwargs)  # not training, or measured: at another call
+            return self._checkpointed(*args, **kwargs)  # not training, or measured: at another call
         self._watched = True
         result, found = watched(block, self._checkpointed, self.plain, args, kwargs)
         if isinstance(found, Exception):
