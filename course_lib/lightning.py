@@ -92,6 +92,10 @@ class LanguageModel(L.LightningModule):
         if self.hparams["gradient_checkpointing"]:
             checkpoint_blocks(self, Block, self.hparams["checkpoint_every"])
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read files of the days when each block was wrapped in a module."""
+        _names_of_wrappers_taken_out(checkpoint)
+
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch that holds tokens, (batch, sequence + 1)."""
         (tokens,) = batch
@@ -166,8 +170,10 @@ class GradientCheckpointing(Callback):
         undo: take the checkpoints out again when the fit ends.
 
     Blocks are wrapped when a fit starts, after ``configure_model``; testing and predicting build
-    no graph and need none. ``wrapped`` says what was done. Raises ``ValueError`` at the start of
-    the fit if nothing matches; warns where checkpointing will not help or do harm.
+    no graph and need none. No name changes, so a file saved with the callback resumes without it,
+    and the other way round. ``use_cache`` of a Hugging Face model is switched off meanwhile.
+    ``wrapped`` says what was done. Raises ``ValueError`` at the start of the fit if nothing
+    matches; warns where checkpointing will not help or do harm.
     """
 
     def __init__(self, blocks: Blocks, every: int = 1, undo: bool = False):
@@ -179,6 +185,11 @@ class GradientCheckpointing(Callback):
         rank_zero_info(str(self.wrapped))
         for zh, en in self.wrapped.doubts:
             rank_zero_warn(text(zh=zh, en=en))
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        _names_of_wrappers_taken_out(checkpoint)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._undo(pl_module)
@@ -235,7 +246,8 @@ class MemoryMonitor(Callback):
         if trainer.is_global_zero:
             loggers: list[Any] = trainer.loggers
             for logger in loggers:  # some start a thread when first used
-                _ = logger.experiment
+                with _as_a_warning(_NOT_LOGGED):
+                    _ = logger.experiment
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -244,9 +256,11 @@ class MemoryMonitor(Callback):
         chosen = self._step in self.steps or (self.every and self._step % self.every == 0)
         if not (chosen and trainer.is_global_zero and _optimizer_steps_after(trainer, batch_idx)):
             return
-        optimizer = trainer.optimizers[0] if trainer.optimizers else None
-        with contextlib.ExitStack() as stack, _as_a_warning():
-            self._result = stack.enter_context(measuring(pl_module, optimizer, batch))
+        with _as_a_warning(), contextlib.ExitStack() as stack:
+            optimizers: Any = trainer.optimizers
+            if len(optimizers) < 2:
+                optimizers = optimizers[0] if optimizers else None
+            self._result = stack.enter_context(measuring(pl_module, optimizers, batch))
             self._watching = stack.pop_all()
 
     def on_train_batch_end(
@@ -263,7 +277,8 @@ class MemoryMonitor(Callback):
         with _as_a_warning():
             watching.close()
             trace = self.traces[self._step] = self._result()
-            self._log(trainer, trace)
+            with _as_a_warning(_NOT_LOGGED):
+                self._log(trainer, trace)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -277,7 +292,8 @@ class MemoryMonitor(Callback):
         if self._watching is not None:
             watching, self._watching = self._watching, None
             error = error or StopIteration("the batch was skipped")
-            with contextlib.suppress(type(error)):  # measuring passes on what it is given
+            # measuring passes on what it is given
+            with _as_a_warning(), contextlib.suppress(type(error)):
                 watching.__exit__(type(error), error, error.__traceback__)
 
     def _log(self, trainer: L.Trainer, trace: MemoryTrace) -> None:
@@ -331,14 +347,27 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
     ``arguments``: such as ``["fit", "--config", "04_config.yaml"]``; those of the process if None.
     """
+    from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
     from lightning.pytorch.cli import LightningCLI
+
+    class CommandLine(LightningCLI):
+        """With the same progress bar everywhere: Lightning takes another where rich is there."""
+
+        def instantiate_trainer(self, **options: Any) -> L.Trainer:
+            config = self.config_init[self.subcommand].trainer
+            given = config.callbacks or []
+            callbacks = given if isinstance(given, list) else [given]
+            has_one = any(isinstance(callback, ProgressBar) for callback in callbacks)
+            if config.enable_progress_bar is not False and not has_one:
+                options["callbacks"] = [*callbacks, TQDMProgressBar()]
+            return super().instantiate_trainer(**options)
 
     with warnings.catch_warnings():
         # That sys.argv holds arguments too, as a notebook's always does.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
         # What Lightning's own lines call in jsonargparse.
         warnings.filterwarnings("ignore", module="lightning.pytorch.cli")
-        return LightningCLI(
+        return CommandLine(
             LanguageModel, Counting, save_config_callback=None,
             args=None if arguments is None else list(arguments),
         )  # fmt: skip
@@ -350,18 +379,40 @@ def _optimizer_steps_after(trainer: L.Trainer, batch_idx: int) -> bool:
     return last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
+_NOT_MEASURED = "这一步的内存没有测", "The memory of this step was not measured"
+_NOT_LOGGED = "内存的测量结果没有写进日志", "The memory of this step was not logged"
+
+
 @contextlib.contextmanager
-def _as_a_warning() -> Any:
-    """A measurement that cannot be had must not end the training."""
+def _as_a_warning(what: tuple[str, str] = _NOT_MEASURED) -> Any:
+    """Whatever goes wrong with a measurement must not end the training."""
     try:
         yield
-    except (RuntimeError, NotImplementedError) as problem:
-        rank_zero_warn(
-            text(
-                zh=f"这一步的内存没有测：{problem}",
-                en=f"The memory of this step was not measured: {problem}",
-            )
-        )
+    except Exception as problem:
+        kind = type(problem).__name__
+        said = str(problem) if isinstance(problem, RuntimeError) else f"{kind}: {problem}"
+        zh, en = what
+        rank_zero_warn(text(zh=f"{zh}：{said}", en=f"{en}: {said}"))
+
+
+def _names_of_wrappers_taken_out(checkpoint: dict[str, Any]) -> None:
+    """From what callbacks have saved, such as the parameters that a fine-tuning has unfrozen.
+
+    Files hold such names if their blocks were wrapped in modules, as
+    ``apply_activation_checkpointing`` does. The weights' own names never held any.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("_checkpoint_wrapped_module.", "")
+        if isinstance(value, dict):
+            return type(value)((plain(key), plain(held)) for key, held in value.items())
+        if type(value) in (list, tuple):
+            return type(value)(map(plain, value))
+        return value
+
+    if "callbacks" in checkpoint:
+        checkpoint["callbacks"] = plain(checkpoint["callbacks"])
 
 
 def _pixels(figure: Figure) -> Any:

@@ -166,7 +166,7 @@ def _fit(flag: bool, count: int, strategy: Strategy, steps: int, batch: int) -> 
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
     from .lightning import Counting, LanguageModel, StepRecord
-    from .wrapping import CheckpointedBlock
+    from .wrapping import checkpointed
 
     L.seed_everything(0, verbose=False)
     model, record = LanguageModel(gradient_checkpointing=flag), StepRecord()
@@ -178,7 +178,7 @@ def _fit(flag: bool, count: int, strategy: Strategy, steps: int, batch: int) -> 
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(model, Counting(steps=steps * count, batch=batch))
-    wrapped = sum(isinstance(module, CheckpointedBlock) for module in model.modules())
+    wrapped = len(checkpointed(model))
     return {"losses": record.losses, "weights": digest(model), "wrapped": wrapped}
 
 

@@ -248,6 +248,7 @@ class Recorder(TorchDispatchMode):
         self._foreign: set[int] = set()  # those of them that are not PyTorch's own memory
         self._birth: list[None] = []  # of this recorder: what Python lists after it is younger
         self._done_in_forward: set[tuple] = set()  # operators, by module path or line
+        self._modules_at: dict[tuple[str | None, int], set[str]] = {}  # that ran a line
         self._optimizers: list[int] = []  # the backward pass (-1: none) that each one runs in
         self._thread = threading.get_ident()
         self._zeros: tuple[int, ...] = ()  # what the engine's last operator made, if zeros
@@ -378,9 +379,15 @@ class Recorder(TorchDispatchMode):
                 self._run = (backward_pass, number)
                 self._sums.clear()
         else:
-            place = Place(self._modules[-1] if self._modules else None, *learners_line(caller))
+            line = learners_line(caller)
+            module = self._modules[-1] if self._modules else None
+            if module is None and in_backward:
+                module = self._recomputed_in(line)
+            elif module is not None:
+                self._modules_at.setdefault(line, set()).add(module)
+            place = Place(module, *line)
             if not kind.is_view:
-                work = (id(func), place.module) if self._modules else (id(func), *place)
+                work = (id(func), *place) if module is None else (id(func), module)
                 if in_backward:  # with its graph, or the same again
                     recomputing = grad or work in self._done_in_forward
                 else:
@@ -466,6 +473,20 @@ class Recorder(TorchDispatchMode):
                 self.uncounted.add(kind.name)
             else:
                 self.flops += operations
+
+    def _recomputed_in(self, line: tuple[str | None, int]) -> str | None:
+        """The module that a recomputation is in, where only its ``forward`` is run again.
+
+        Then no hook has said so. But it is the node that needs a value of that forward which has
+        it recomputed: of the modules that ran this line before, it is the one around that node's.
+        """
+        node = torch._C._current_autograd_node()
+        needing = self._places.get(node._sequence_nr(), NOWHERE).module if node else None
+        if needing is None:
+            return None
+        ran = self._modules_at.get(line, ())
+        around = (m for m in ran if not m or f"{needing}.".startswith(f"{m}."))
+        return max(around, key=len, default=None)
 
     def _is_sum(self, node: Any, args: tuple, reads: list[int], grad: bool) -> bool:
         """Whether the engine, not a node's own formula, adds up two gradients of one value.

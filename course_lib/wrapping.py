@@ -1,48 +1,183 @@
 """Put blocks of a model into checkpoints and take them out again; plain PyTorch, no Lightning.
 
-A block is wrapped in PyTorch's own ``CheckpointWrapper``, which hides itself from ``state_dict``:
-files saved with and without checkpoints hold the same keys.
+A block keeps its class, its place in the model and the names of its parameters: only its
+``forward`` is another, as if its class called ``checkpoint`` itself. A wrapper module, as
+``apply_activation_checkpointing`` puts on, would change what ``named_parameters`` says, and with
+it parameter groups chosen by name, averages kept by name, and files that hold such names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import functools
+import inspect
+import types
+import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import getattr_static
+from typing import Any
 
+import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-    ActivationWrapper,
-    CheckpointImpl,
-    CheckpointWrapper,
-)
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.checkpoint import checkpoint
 
+from .doubts import (
+    Doubt,
+    caching,
+    expected,
+    is_checkpointed,
+    of_a_cache,
+    of_no_trial,
+    of_state,
+    of_use_cache,
+    on_copies,
+    on_inputs,
+    watched,
+)
 from .language import Bilingual, text
 
 Blocks = str | type | Sequence[str | type] | Callable[[nn.Module], bool]
 
 
-class CheckpointedBlock(CheckpointWrapper):
-    """The wrapper that this module puts on, so that it can tell its own from others'.
+class CheckpointedForward:
+    """What stands in for a block's ``forward``: the same, recomputed in the backward pass.
 
-    Non-reentrant, and random states are kept, so that dropout repeats itself.
+    Non-reentrant, and random states are kept, so that dropout repeats itself. It is ``forward``
+    that is recomputed, not the call of the block: the block's own hooks, those of FSDP2 among
+    them, stay outside and run once, as in the layers of Transformers. It is an attribute of the
+    block, and goes with it through ``copy.deepcopy`` and ``torch.save``. It holds no reference
+    that keeps the block alive.
+
+    ``inner``: what stood on this very block in place of its class's ``forward``, if anything did.
+    ``configs``: those in which ``use_cache`` was switched off for the sake of the checkpoints.
     """
 
-    def __init__(self, block: nn.Module):
-        super().__init__(block, CheckpointImpl.NO_REENTRANT)
-        self.train(block.training)
+    def __init__(
+        self,
+        block: nn.Module,
+        path: str = "",
+        inner: Callable | None = None,
+        configs: tuple[Any, ...] = (),
+        said: set[tuple] | None = None,
+    ):
+        self._block = weakref.ref(block)
+        self.path, self.inner, self.configs = path, inner, configs
+        self.on = True
+        self._said = set() if said is None else said  # shared by the blocks of a model
+        self._watched = False
+
+    def __reduce__(self) -> tuple:
+        made_with = self.block, self.path, self.inner, self.configs, self._said
+        return type(self), made_with, {"on": self.on, "_watched": self._watched}
+
+    @property
+    def block(self) -> nn.Module:
+        """The block itself; ``ReferenceError`` if there is none any more."""
+        block = self._block()
+        if block is None:
+            raise ReferenceError(f"the block {self.path} of this forward no longer exists")
+        return block
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(functools.partial(type(self.block).forward, self.block))
+
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's forward without a checkpoint."""
+        if self.inner is not None:
+            return self.inner(*args, **kwargs)
+        block = self.block
+        return type(block).forward(block, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.on or not torch.is_grad_enabled() or self._writes_a_cache(args, kwargs):
+            return self.plain(*args, **kwargs)
+        if self._watched or torch.compiler.is_compiling():
+            return self._checkpointed(*args, **kwargs)
+        return self._first_call(args, kwargs)
+
+    def _checkpointed(self, *args: Any, **kwargs: Any) -> Any:
+        # By position, since checkpoint() notices of those alone if they are changed before the
+        # backward pass; and a keyword of the block may have the name of one of checkpoint()'s own.
+        names, positions = tuple(kwargs), len(args)
+        block = self.block  # lives as long as the graph, also where nobody else holds it
+        lent = _lent(block)
+
+        def run(*values: Any) -> Any:
+            named = dict(zip(names, values[positions:], strict=True))
+            with _reparametrize_module(block, lent) if lent else contextlib.nullcontext():
+                if self.inner is not None:
+                    return self.inner(*values[:positions], **named)
+                return type(block).forward(block, *values[:positions], **named)
+
+        return checkpoint(run, *args, *kwargs.values(), use_reentrant=False)
+
+    def _writes_a_cache(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether the block is handed a cache of keys and values: then it cannot run twice."""
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, (torch.Tensor, bool, int, float, str)) or value is None:
+                continue
+            if hasattr(value, "get_seq_length") or hasattr(value, "key_cache"):
+                if not torch.compiler.is_compiling():
+                    self._say_once(("cache",), of_a_cache(self.path, type(value).__name__))
+                return True
+        return False
+
+    def _first_call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Sees whether forward changes state of the block, and if so, what that does."""
+        block = self.block
+        if not block.training or _get_current_dispatch_mode() is not None:
+            return self._checkpointed(*args, **kwargs)  # not training, or measured: at another call
+        self._watched = True
+        result, found = watched(block, self._checkpointed, self.plain, args, kwargs)
+        if isinstance(found, Exception):
+            self._say_once((type(block),), of_no_trial(self.path, found))
+        elif found is not None:
+            for doubt in of_state(self.path, type(block), "", found, self._said):
+                _warn(doubt)
+        return result
+
+    def _say_once(self, what: tuple, doubt: Doubt) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            _warn(doubt)
+
+
+def _lent(block: nn.Module) -> dict[str, torch.Tensor]:
+    """What ``torch.func.functional_call`` has put in the place of the block's parameters.
+
+    It takes them away again before the backward pass, where the recomputation needs them.
+    """
+    if torch.compiler.is_compiling():
+        return {}
+    first = next(block.parameters(), None)
+    if first is None or isinstance(first, nn.Parameter):
+        return {}
+    return {**dict(block.named_parameters()), **dict(block.named_buffers())}
+
+
+def _warn(doubt: Doubt) -> None:
+    zh, en = doubt
+    warnings.warn(text(zh=zh, en=en), stacklevel=3)
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """What :func:`checkpoint_blocks` did: paths of the wrapped blocks, and of all it found."""
+    """What :func:`checkpoint_blocks` did: paths of the wrapped blocks, and of all it found.
+
+    ``doubts``: what will not help or goes wrong, and what was changed besides, in (zh, en).
+    """
 
     paths: tuple[str, ...]
     found: tuple[str, ...]
     every: int
-    doubts: tuple[tuple[str, str], ...] = ()
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def zh(self) -> str:
@@ -64,7 +199,12 @@ class Wrapped:
         return Bilingual(zh=self.zh, en=self.en)._repr_mimebundle_()
 
 
-def checkpoint_blocks(model: nn.Module, blocks: Blocks, every: int = 1) -> Wrapped:
+def checkpoint_blocks(
+    model: nn.Module,
+    blocks: Blocks,
+    every: int = 1,
+    try_with: Callable[[], Any] | None = None,
+) -> Wrapped:
     """Checkpoint every ``every``-th of ``model``'s blocks: number ``every``, twice that, and so on.
 
     ``blocks``: a class; the name of one, as ``"Block"``; paths, in which ``*`` stands for anything
@@ -72,12 +212,18 @@ def checkpoint_blocks(model: nn.Module, blocks: Blocks, every: int = 1) -> Wrapp
     says whether it is one. Of blocks inside blocks, only the outermost count; a block that occurs
     in several places is one. Called again, it starts from the plain model.
 
+    No name, class or place in the model changes: see :class:`CheckpointedForward`. ``use_cache``
+    in the configuration of a Hugging Face model is switched off while there are checkpoints.
+    ``doubts`` of the result says so, and, in (zh, en), what will not help or go wrong: above all,
+    which state moves twice per step because forward runs twice. To find that out, copies of blocks
+    that have state are run on random inputs that seem to fit; where none fits, the source is read,
+    and the first training step tells, in a warning. ``try_with``, a function without arguments
+    that calls the model once, lets it be tried at once on real inputs; all state is put back.
+
     Raises ``ValueError`` if nothing matches, if what matches cannot be called, or if ``every`` is
-    not between 1 and the number of blocks. ``doubts`` of the result says, in (zh, en), what will
-    not help or go wrong.
+    not between 1 and the number of blocks.
     """
     plain_blocks(model)
-    others = [path for path, m in model.named_modules() if isinstance(m, ActivationWrapper)]
     found = list(_outermost(model, _matcher(blocks)))
     if not found:
         raise ValueError(_nothing_matches(model, blocks))
@@ -90,6 +236,14 @@ def checkpoint_blocks(model: nn.Module, blocks: Blocks, every: int = 1) -> Wrapp
                 f"checkpointed. Name the blocks inside it: {uncallable[0]}.*",
             )
         )
+    if scripted := [path for path, block in found if isinstance(block, torch.jit.ScriptModule)]:
+        raise ValueError(
+            text(
+                zh=f"{scripted[0]} 已经由 torch.jit 编译，不能再设检查点。请先设检查点，再编译。",
+                en=f"{scripted[0]} is compiled by torch.jit and cannot be checkpointed. Compile "
+                "it afterwards.",
+            )
+        )
     if not isinstance(every, int) or isinstance(every, bool) or not 1 <= every <= len(found):
         raise ValueError(
             text(
@@ -99,28 +253,48 @@ def checkpoint_blocks(model: nn.Module, blocks: Blocks, every: int = 1) -> Wrapp
             )
         )
     chosen = found[every - 1 :: every]
-    free = [(path, block) for path, block in chosen if not _wrapped_already(path, block, others)]
-    doubts = tuple(_doubts(model, chosen, free))
-    for _, block in free:
-        _replace(model, block, CheckpointedBlock(block))
-    return Wrapped(tuple(path for path, _ in free), tuple(path for path, _ in found), every, doubts)
+    free = [(path, block) for path, block in chosen if not is_checkpointed(model, path)]
+    said: set[tuple] = set()
+    doubts = list(expected(model, chosen, free))
+    doubts += on_inputs(model, free, try_with, said) if try_with is not None else []
+    doubts += on_copies(model, free, said)
+    configs = caching(model, [path for path, _ in free])
+    doubts += [of_use_cache(configs)] if configs else []
+    for config in configs:
+        config.use_cache = False
+    for path, block in free:
+        inner = vars(block).get("forward")
+        vars(block)["forward"] = CheckpointedForward(block, path, inner, tuple(configs), said)
+    paths = tuple(path for path, _ in free), tuple(path for path, _ in found)
+    return Wrapped(*paths, every, tuple(doubts))
+
+
+def checkpointed(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the blocks that :func:`checkpoint_blocks` has put into checkpoints."""
+    return tuple(path for path, block in model.named_modules() if _forwards(block))
 
 
 def plain_blocks(model: nn.Module) -> int:
     """Take off what :func:`checkpoint_blocks` put on, others' wrappers not; how many there were."""
-    wrappers = [m for m in model.modules() if isinstance(m, CheckpointedBlock)]
-    for wrapper in wrappers:
-        _replace(model, wrapper, wrapper._checkpoint_wrapped_module)
-    return len(wrappers)
+    taken = 0
+    for block in list(model.modules()):
+        for key, forward in _forwards(block):
+            forward.on = False  # where somebody has put something around it, it calls through
+            for config in forward.configs:
+                config.use_cache = True
+            if key == "forward" and forward.inner is None:
+                del vars(block)["forward"]
+            else:
+                own = types.MethodType(type(block).forward, block)
+                vars(block)[key] = own if forward.inner is None else forward.inner
+            taken += 1
+    return taken
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` is registered."""
-    for parent in list(model.modules()):
-        if parent is not new:
-            for name, child in parent._modules.items():
-                if child is old:
-                    parent._modules[name] = new
+def _forwards(block: nn.Module) -> list[tuple[str, CheckpointedForward]]:
+    """Ours among a block's attributes: others keep what they replace, under names of their own."""
+    attributes = list(vars(block).items())
+    return [(key, value) for key, value in attributes if isinstance(value, CheckpointedForward)]
 
 
 def _outermost(
@@ -171,14 +345,7 @@ def _is_at(path: str, pattern: str) -> bool:
 
 
 def _cannot_be_called(module: nn.Module) -> bool:
-    return type(module).forward is nn.Module.forward
-
-
-def _wrapped_already(path: str, block: nn.Module, others: list[str]) -> bool:
-    """It is inside another's wrapper, or is one."""
-    return isinstance(block, ActivationWrapper) or any(
-        path.startswith(other + ".") for other in others
-    )
+    return getattr_static(type(module), "forward") is nn.Module.forward
 
 
 def _nothing_matches(model: nn.Module, blocks: Blocks) -> str:
@@ -197,83 +364,3 @@ def _named(blocks: Blocks) -> str:
     if isinstance(blocks, Sequence):
         return ", ".join(map(_named, blocks))
     return getattr(blocks, "__name__", repr(blocks))
-
-
-# --- where it will not help ---------------------------------------------------------------------
-
-
-def _doubts(
-    model: nn.Module, chosen: list[tuple[str, nn.Module]], free: list[tuple[str, nn.Module]]
-) -> Iterator[tuple[str, str]]:
-    if taken := [path for path, block in chosen if (path, block) not in free]:
-        yield (
-            f"{taken[0]} 已经由别的包装设了检查点，不再套一层（共 {len(taken)} 处）。",
-            f"{taken[0]} is checkpointed by another wrapper already, so it gets no second one "
-            f"({len(taken)} in all).",
-        )
-    if reentrant := _reentrant(model):
-        yield (
-            f"{reentrant} 用的是可重入的旧实现（use_reentrant=True）：输入不需要梯度时，"
-            "块的参数会没有梯度。",
-            f"{reentrant} uses the reentrant implementation: where its input needs no gradient, "
-            "its parameters get none.",
-        )
-    if busy := [path for path, module in model.named_modules() if _checkpoints_itself(module)]:
-        yield (
-            f"{busy[0]} 的 gradient_checkpointing 已经打开：模型自己就会重算，两者只留一个。",
-            f"{busy[0]}.gradient_checkpointing is on already: the model recomputes by itself. "
-            "Keep one of the two.",
-        )
-    if single := [path for path, block in free if _is_one_operator(block)]:
-        yield (
-            f"{single[0]} 只是一个算子：它本来就只存自己的输入，检查点存的也是这个，省不下内存。",
-            f"{single[0]} is a single operator: all it keeps is its input, and so does a "
-            "checkpoint. Nothing is saved.",
-        )
-    total = sum(parameter.numel() for parameter in model.parameters())
-    if len(free) == 1 and total and _size(free[0][1]) > total / 2 and _holds_blocks(free[0][1]):
-        yield (
-            f"{free[0][0]} 占了全部参数的 {_size(free[0][1]) / total:.0%}，却只有一个检查点："
-            "反向传播时里面的一切会一起重算出来，峰值降不下来。请给里面的块分别设检查点。",
-            f"{free[0][0]} holds {_size(free[0][1]) / total:.0%} of all parameters in one "
-            "checkpoint: the backward pass would recompute all of it at once, and the peak "
-            "would not fall. Checkpoint the blocks inside it.",
-        )
-    counting = [
-        f"{path}.{name}".rstrip(".") for path, block in free for name, m in block.named_modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats
-    ]  # fmt: skip
-    if counting:
-        yield (
-            f"{counting[0]} 是 BatchNorm：重算会把它的统计量每步更新两次（梯度不受影响）。",
-            f"{counting[0]} is a BatchNorm: recomputing updates its statistics twice per step "
-            "(gradients stay right).",
-        )
-
-
-def _reentrant(model: nn.Module) -> str | None:
-    for path, module in model.named_modules():
-        if getattr(module, "checkpoint_impl", None) is CheckpointImpl.REENTRANT:
-            return path
-    return None
-
-
-def _checkpoints_itself(module: nn.Module) -> bool:
-    """As the models of Transformers do."""
-    return getattr(module, "gradient_checkpointing", False) is True and hasattr(
-        module, "_gradient_checkpointing_func"
-    )
-
-
-def _is_one_operator(block: nn.Module) -> bool:
-    from_torch = type(block).__module__.startswith("torch.nn.")
-    return from_torch and not list(block.children()) and not isinstance(block, nn.RNNBase)
-
-
-def _holds_blocks(block: nn.Module) -> bool:
-    """It is made of several parts that have parts themselves."""
-    return sum(bool(list(child.children())) for child in block.modules() if child is not block) > 2
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

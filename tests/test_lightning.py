@@ -4,7 +4,9 @@ Every fit is a real one by the real Trainer, on a small model.
 """
 
 import csv
+import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.imports import _RICH_AVAILABLE
@@ -39,7 +42,7 @@ from course_lib.lightning import (
 from course_lib.lightning_runs import Run, largest_batch, same_training, simulated_peaks
 from course_lib.memory import Role
 from course_lib.models import Block, Sizes
-from course_lib.wrapping import CheckpointedBlock, checkpoint_blocks, plain_blocks
+from course_lib.wrapping import checkpoint_blocks, checkpointed, plain_blocks
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "notebooks" / "04_config.yaml"
@@ -82,7 +85,7 @@ def fit(model, *callbacks, batch=4, **options) -> list[float]:
 
 
 def wrapped(model) -> list[str]:
-    return [path for path, m in model.named_modules() if isinstance(m, CheckpointWrapper)]
+    return list(checkpointed(model))
 
 
 def same_weights(one, other) -> bool:
@@ -93,9 +96,33 @@ def same_weights(one, other) -> bool:
 # --- what importing costs -----------------------------------------------------------------------
 
 
-def test_lightning_shows_the_progress_bar_that_learners_see():
-    """Where the package rich is installed, it shows another, and stored outputs would differ."""
-    assert not _RICH_AVAILABLE
+def test_our_trainers_name_their_progress_bar():
+    """Where the package rich is installed, as here, Lightning takes another if not told."""
+    assert _RICH_AVAILABLE
+    options = ["--trainer.max_steps=1", *SHORT[2:]]
+    bar = main(["fit", "--config", str(CONFIG), *options]).trainer.progress_bar_callback
+    assert type(bar) is TQDMProgressBar
+    none = main(["fit", "--config", str(CONFIG), *options, SHORT[1]])
+    assert none.trainer.progress_bar_callback is None
+    chosen = main(["fit", "--config", str(CONFIG), *options,
+                   "--trainer.callbacks=RichProgressBar"])  # fmt: skip
+    assert type(chosen.trainer.progress_bar_callback) is RichProgressBar
+
+
+def test_the_lessons_trainings_name_their_progress_bar():
+    """A fit in a lesson shows none, or the one that its stored output shows."""
+    trainings = 0
+    for file in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and re.search(
+                r"(?<!def )\btrain\(|[a-z]\.fit\(", source
+            ):
+                if "**options" in source and "def train(" in source:
+                    continue
+                trainings += 1
+                assert re.search(r"enable_progress_bar=False|\[TQDMProgressBar", source), source
+    assert trainings >= 5
 
 
 def test_only_lightning_modules_import_lightning():
@@ -306,9 +333,10 @@ def test_repeated_fits_and_other_callbacks_do_not_pile_up():
 
 def test_undone_at_the_end_if_asked():
     model = small()
-    kinds = [type(module) for module in model.modules()]
+    attributes = [list(vars(module)) for module in model.model.modules()]
     fit(model, GradientCheckpointing(Block, undo=True))
-    assert [type(module) for module in model.modules()] == kinds
+    assert wrapped(model) == []
+    assert [list(vars(module)) for module in model.model.modules()] == attributes
 
 
 def test_undone_after_an_error_too():
@@ -358,12 +386,11 @@ def test_shared_and_nested_blocks():
     zoo = Zoo()
     done = checkpoint_blocks(zoo, Nested)
     assert done.paths == ("first",)
-    assert zoo.first is zoo.again and isinstance(zoo.first, CheckpointedBlock)
-    assert plain_blocks(zoo) == 1 and zoo.first is zoo.again and isinstance(zoo.first, Nested)
-    assert plain_blocks(zoo) == 0
+    assert zoo.first is zoo.again and type(zoo.first) is Nested and wrapped(zoo) == ["first"]
+    assert plain_blocks(zoo) == 1 and wrapped(zoo) == [] and plain_blocks(zoo) == 0
 
 
-def test_the_wrapper_takes_over_the_training_mode():
+def test_the_training_mode_stays():
     zoo = Zoo()
     zoo.first.eval()
     checkpoint_blocks(zoo, Nested)
