@@ -134,6 +134,7 @@ def _full_row(zoo: Any, size: str, checkpointed: bool) -> list[str]:
     before = process.memory_info().rss
     with simulated():
         step = zoo.full_size(size, checkpointed)
+        step.run()  # the optimizer's state exists from here on
         trace = measure(step.run, step.model, step.optimizer, step.inputs)
         grown = process.memory_info().rss - before
         times = in_turns(
