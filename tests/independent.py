@@ -40,11 +40,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Count:
-    """Bytes handed out when the step began, at its worst moment, and when it had ended."""
+    """Bytes handed out when the step began, at its worst moment, and when it had ended.
+
+    ``taken``: all that was handed out meanwhile, whatever became of it.
+    """
 
     before: int
     peak: int
     after: int
+    taken: int
 
 
 def count(make: Callable[[], Step]) -> Count:
@@ -63,7 +67,7 @@ def count(make: Callable[[], Step]) -> Count:
     memory = [event for event in reported if event.name() == "[memory]"]
     memory.sort(key=lambda event: event.start_ns())
     total = before = step.outside
-    peak = 0
+    peak = taken = 0
     for event in memory:
         if event.start_ns() > window.end_ns():
             break
@@ -72,7 +76,8 @@ def count(make: Callable[[], Step]) -> Count:
             before = total
         else:
             peak = max(peak, total)
-    return Count(before, max(peak, before), total)
+            taken += max(event.nbytes(), 0)
+    return Count(before, max(peak, before), total, taken)
 
 
 def bytes_of(tensors: Iterable[Any]) -> int:

@@ -5,6 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from independent import bytes_before, count
 from torch import nn
@@ -15,6 +16,7 @@ FOLDER = Path(__file__).parent / "benchmarks"
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "browser")]
 
 import measuring  # noqa: E402
+import models  # noqa: E402
 import page  # noqa: E402
 import run  # noqa: E402
 import subjects  # noqa: E402
@@ -64,6 +66,29 @@ def test_simulated_tensors_are_no_bytes_to_the_profiler():
     subject = subjects.Subject("模拟", "simulated", make, simulated=True)
     assert tools.Ours().about(subject).peak == count(make).peak
     assert tools.Timeline().about(subject).peak < 1000
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_real_models_are_timed_per_operator_and_simulated_in_full_size(monkeypatch):
+    import zoo
+
+    monkeypatch.setattr(models, "TURNS", 1)
+    monkeypatch.setattr(models, "TINY", 10)  # seconds: this machine may be busy
+    monkeypatch.setattr(zoo, "MODELS", {"BertForMaskedLM": zoo.MODELS["BertForMaskedLM"]})
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    monkeypatch.setattr(zoo, "FULL_SIZE", {"small": small})
+    *_, rows, _, full = models.section()
+    (row,) = rows.splitlines()[2:]
+    name, operators, bare, measured, _, micros = [cell.strip() for cell in row[1:-1].split("|")]
+    assert name == "`BertForMaskedLM`" and int(operators) > 500
+    more = (float(measured) - float(bare)) * 1e3 / int(operators)
+    assert more == pytest.approx(float(micros), abs=1)
+    plain, checkpointed = [
+        [cell.strip() for cell in row[1:-1].split("|")] for row in full.splitlines()[2:]
+    ]
+    assert plain[1] == "—" and plain[:1] == checkpointed[:1] == ["0.0"]
+    assert float(plain[2]) > float(checkpointed[2]) > 4  # GiB: logits of 128,256 words
 
 
 def test_times_are_taken_in_turns():

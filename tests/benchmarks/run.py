@@ -18,6 +18,7 @@ import course_lib  # noqa: E402, F401  before torch, which reads its log levels 
 # isort: split
 import lessons  # noqa: E402
 import measuring  # noqa: E402
+import models  # noqa: E402
 import page  # noqa: E402
 import recompute  # noqa: E402
 import simulated  # noqa: E402
@@ -27,6 +28,7 @@ FILE = ROOT / "assets" / "benchmarks.md"
 PARTS = {
     "measuring": measuring,
     "simulated": simulated,
+    "models": models,
     "recompute": recompute,
     "lessons": lessons,
 }
