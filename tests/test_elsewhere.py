@@ -10,8 +10,9 @@ import subprocess
 
 import pytest
 
-from course_lib import colab, language
+from course_lib import colab
 from course_lib.contents import REPOSITORY
+from course_lib.switch import Switch
 from notebooks import FOLDER, ROOT, Lesson, kernel, lessons, named, python, tags
 
 ADDRESS = f"https://github.com/{REPOSITORY}"
@@ -35,11 +36,11 @@ def test_nothing_that_is_stored_is_hidden(path):
         assert hidden == [], named(cell)
 
 
-@pytest.mark.parametrize("chosen", ["zh", "en"])
-def test_the_switch_hides_only_what_jupyter_draws(chosen):
-    rules = re.findall(r"([^{}<>]+)\{display:none\}", language._hiding_style(chosen))
-    assert len(rules) == 2
-    assert all(selector.startswith(".jp-") for selector in rules)
+def test_the_switch_hides_only_what_jupyter_draws_in_a_lesson_that_has_it():
+    rules = re.findall(r"^([^{}/]+) \{ display: none; \}$", Switch._css, re.M)
+    hiding = [rule.strip() for rule in rules if re.search("lang=|between", rule)]
+    assert len(hiding) == 6
+    assert all(re.match(r"\[data-course-language=\"(zh|en)\"\] \.jp-", rule) for rule in hiding)
 
 
 def setup_cell(lesson):

@@ -1,0 +1,138 @@
+"""A lesson that was run and saved, opened again: after a reload, on a new server, anywhere."""
+
+import json
+import re
+
+import pytest
+from lab import Screen, jupyterlab
+
+from notebooks import build, lessons, markdown, prose, python, tags
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+(SETUP,) = (cell for cell in lessons()[0].code if "setup" in tags(cell))
+ASK = python(
+    "from course_lib.exercises import compare, predict, scoreboard\n"
+    "predict('peak', zh='峰值是', en='The peak is')"
+)
+COMPARE = python("compare('peak', 3 * 2**20)")
+SCORES = python("scoreboard()")
+SWEEP = python(
+    "from course_lib.explorers import Control, Explorer, progress\n"
+    "done = [n for n in progress(range(3), zh='正在测量', en='Measuring')]"
+)
+EXPLORE = python(
+    "Explorer([Control('n', '层数', 'layers', (1, 2, 3), 1)], lambda n: n,\n"
+    "         lambda figure, n: figure.text(0.5, 0.5, str(n)),\n"
+    "         lambda n: (f'图 {n}', f'picture {n}'), (4, 1))"
+)
+SAVE = "jupyterapp.commands.execute('docmanager:save')"
+BROKEN = re.compile("Error displaying widget|Loading widget|model not found|NameError")
+
+
+def lesson(folder, name="93_next_day"):
+    zh, en = prose("这是中文。", "This is English.")
+    cells = (SETUP, ASK, COMPARE, SCORES, SWEEP, EXPLORE)
+    return build(folder / f"{name}.ipynb", markdown("# 标题 · Title"), zh, en, *cells)
+
+
+def left(screen):
+    """Type a prediction, move the slider, and read Chinese from now on."""
+    screen.run_all()
+    screen.choose("中文")
+    field = screen.page.locator(".widget-text input")
+    field.fill("4.5")
+    field.press("Enter")
+    screen.handles()[0].element.press("End")
+    screen.settle()
+    screen.page.evaluate(SAVE)
+    screen.settle()
+
+
+def outputs(screen):
+    """What the code cells' outputs say to a reader."""
+    shown = screen.page.locator(".jp-OutputArea-output:visible")
+    shown.first.wait_for()
+    screen.page.wait_for_timeout(1500)  # for what comes late
+    return "\n".join(shown.all_inner_texts())
+
+
+def opened_again(browser, server):
+    screen = Screen.open(browser, server, "93_next_day")
+    screen.page.wait_for_selector(".widget-toggle-buttons button")
+    return screen
+
+
+def looks_as_it_was_left(screen):
+    said = outputs(screen)
+    assert not BROKEN.search(said), said
+    assert screen.visible_prose("zh") == [True] and screen.visible_prose("en") == [False]
+    assert screen.page.locator(".widget-text input").input_value() == "4.5"
+    assert said.count("+50.0%") == 2  # the comparison, and the score
+    assert "图 3" in said and "picture 3" not in said
+    assert screen.page.locator(".jp-OutputArea-output img:visible").count() == 1
+    assert "Measuring" not in said and "正在测量" not in said
+
+
+@pytest.fixture(scope="module")
+def used(browser, tmp_path_factory):
+    """A learner's folder after the first day, whose server has been stopped."""
+    scratch = tmp_path_factory.mktemp("learner")
+    with jupyterlab(scratch) as server:
+        lesson(server.folder)
+        screen = Screen.open(browser, server, "93_next_day")
+        left(screen)
+        assert screen.faults() == []
+        screen.page.reload()
+        screen.page.wait_for_selector(".widget-toggle-buttons button")
+        looks_as_it_was_left(screen)
+        assert not screen.page.locator(".course-asleep:visible").count()
+        screen.page.close()
+    return scratch
+
+
+@pytest.mark.parametrize("notebook7", [False, True], ids=["JupyterLab", "Notebook 7"])
+def test_it_looks_as_it_was_left(browser, used, notebook7):
+    """Also after it was saved again without anything having been run."""
+    with jupyterlab(used, notebook7=notebook7) as server:
+        for _ in range(2):
+            screen = opened_again(browser, server)
+            looks_as_it_was_left(screen)
+            line = screen.page.locator(".course-asleep:visible")
+            assert "运行所有单元格" in line.inner_text()
+            screen.page.screenshot(path=f"/tmp/pg/next{int(notebook7)}.png")
+            screen.choose("English")  # without a kernel that knows of it
+            assert screen.visible_prose("zh") == [False] and screen.visible_prose("en") == [True]
+            assert "Run ▸ Run All Cells" in line.inner_text()
+            screen.choose("中文")
+            screen.page.evaluate(SAVE)
+            screen.settle()
+            screen.page.close()
+
+
+def test_what_was_typed_is_there_when_it_is_run_again(browser, used):
+    with jupyterlab(used) as server:
+        screen = opened_again(browser, server)
+        screen.run_all()
+        looks_as_it_was_left_but_for_the_slider = outputs(screen)
+        assert looks_as_it_was_left_but_for_the_slider.count("+50.0%") == 2
+        assert screen.page.locator(".widget-text input").input_value() == "4.5"
+        assert not screen.page.locator(".course-asleep:visible").count()
+        assert screen.faults() == []
+        screen.page.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
+        screen.page.close()
+
+
+def test_the_same_for_who_opened_jupyterlab_by_themselves(browser, tmp_path):
+    """Without `course.py`, and so without its defaults."""
+    with jupyterlab(tmp_path, alone=True) as server:
+        lesson(server.folder)
+        screen = Screen.open(browser, server, "93_next_day")
+        left(screen)
+        screen.page.close()
+        state = json.loads((server.folder / "93_next_day.ipynb").read_text(encoding="utf-8"))
+        assert state["metadata"]["widgets"]
+    with jupyterlab(tmp_path, alone=True) as server:
+        screen = opened_again(browser, server)
+        looks_as_it_was_left(screen)
+        screen.page.close()
