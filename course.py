@@ -380,6 +380,8 @@ def lab_command(python, root, lesson, browser=True, options=()):
         "--ServerApp.ip=127.0.0.1",
         "--ServerApp.root_dir=" + str(root),
         "--LabApp.default_url=/lab/tree/" + lesson.relative_to(root).as_posix(),
+        # What a lesson shows that is opened without a kernel.
+        "--LabServerApp.extra_labextensions_path=" + str(ROOT / "course_lib" / "page"),
     ]  # fmt: skip
     if not browser:
         command.append("--no-browser")

@@ -14,6 +14,7 @@ import ast
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,8 +178,22 @@ def _say_stopped(
 
 def load_ipython_extension(shell: Any) -> None:
     """Have this kernel explain its NameErrors and stops, unless something else already does."""
-    if not shell.custom_exceptions:
-        shell.set_custom_exc((NameError, KeyboardInterrupt), _explain)
+    if shell.custom_exceptions:
+        return
+    shell.set_custom_exc((NameError, KeyboardInterrupt), _explain)
+    show = shell.showtraceback
+
+    def showtraceback(*args: Any, exception_only: bool = False, **kwargs: Any) -> None:
+        _, error, trace = sys.exc_info()
+        # Lightning's Trainer makes a SystemExit of a stop; IPython then says how to exit.
+        if exception_only and isinstance(error, SystemExit):
+            stop = error.__context__
+            if isinstance(stop, KeyboardInterrupt) and trace is not None:
+                return _say_stopped(shell, stop, trace, None)
+        return show(*args, exception_only=exception_only, **kwargs)
+
+    shell.showtraceback = showtraceback
+    warnings.filterwarnings("ignore", message="To exit: use 'exit', 'quit'")
 
 
 def explain_here() -> None:

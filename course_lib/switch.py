@@ -16,14 +16,14 @@ import traitlets
 
 from .language import LANGUAGES, SWITCH_WORDS, choose, language, on_change
 
-_HERE = Path(__file__)
+_PAGE = Path(__file__).parent / "page" / "course-page" / "static"
 
 
 class Switch(anywidget.AnyWidget):
     """``language``: what is pressed. A change in the page is a choice; a choice made here shows."""
 
-    _esm = _HERE.with_suffix(".js").read_text(encoding="utf-8")
-    _css = _HERE.with_suffix(".css").read_text(encoding="utf-8")
+    _esm = (_PAGE / "switch.js").read_text(encoding="utf-8")
+    _css = (_PAGE / "switch.css").read_text(encoding="utf-8")
     language = traitlets.Enum(LANGUAGES).tag(sync=True)
     own_id = traitlets.Unicode().tag(sync=True)  # by which the page asks whether it has a kernel
 

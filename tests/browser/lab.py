@@ -46,6 +46,11 @@ class Server:
     def url(self, notebook: str) -> str:
         return f"{self.address}{self.path}/notebooks/{notebook}.ipynb?token={self.token}&reset"
 
+    def trust(self, notebook: Path) -> None:
+        """Sign a notebook that was changed outside of JupyterLab, as its user."""
+        command = [sys.executable, "-m", "jupyter", "trust", str(notebook)]
+        subprocess.run(command, env=_variables(self.settings.parent), check=True)
+
     def set(self, name: str, values: dict[str, object]) -> None:
         """Change one of JupyterLab's settings, as its user."""
         file = self.settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -77,6 +82,8 @@ def jupyterlab(
         options=["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True",
                  f"--LabApp.app_settings_dir={defaults}"],
     )  # fmt: skip
+    if alone:
+        command = [word for word in command if "extra_labextensions" not in word]
     if notebook7:
         command = [word.replace("LabApp", "JupyterNotebookApp") for word in command]
         command[command.index("jupyterlab")] = "notebook"

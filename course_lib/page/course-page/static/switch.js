@@ -83,6 +83,7 @@ async function watch(model, lines, signal) {
     for (const [line, words] of lines) {
       line.hidden = itself.comm_live;
       const read = Object.keys(words).filter(one => chosen === "both" || chosen === one);
+      line.title = read.map(one => words[one]).join(" "); // where there is no room for all of it
       line.replaceChildren(...read.map(one =>
         Object.assign(make("div", "", words[one]), { lang: one })));
     }
@@ -96,7 +97,7 @@ async function watch(model, lines, signal) {
   speak();
 }
 
-function render({ model, el, signal }) {
+function render({ model, el, signal, asleep }) {
   const place = document.createElement("course-language");
   const line = make("div", "course-asleep"), brief = make("div", "course-asleep-briefly");
   line.setAttribute("role", "status");
@@ -121,6 +122,7 @@ function render({ model, el, signal }) {
     notebook.courseLanguage = place;
     const content = notebook.querySelector(":scope > .jp-NotebookPanel-notebook");
     if (content) { // makes room for the bar; in it, the notebook would take the focus away
+      for (const other of notebook.querySelectorAll(":scope > .course-language-bar")) other.remove();
       notebook.append(bar);
       under.disconnect();
       under.observe(content);
@@ -130,18 +132,22 @@ function render({ model, el, signal }) {
   listen(model, "change:language", hide, signal);
   signal.addEventListener("abort", leave);
   place.append(row(model, false, signal), line);
-  watch(model, [[line, ASLEEP], [brief, ASLEEP_BRIEFLY]], signal);
+  watch(model, [[line, ASLEEP], [brief, asleep ?? ASLEEP_BRIEFLY]], signal);
   el.append(place);
+}
+
+/** The outputs of a notebook that are widgets, each with the name of its model. */
+function* views(cells) {
+  for (const cell of cells)
+    for (let i = 0; i < (cell.outputs?.length ?? 0); i++) {
+      const output = cell.outputs.get(i), id = output.data?.[VIEW]?.model_id;
+      if (id) yield [output, id];
+    }
 }
 
 /** The models that the outputs of a notebook show, and whatever these consist of. */
 function shown(cells, states) {
-  const found = {}, waiting = [];
-  for (const cell of cells)
-    for (let i = 0; i < (cell.outputs?.length ?? 0); i++) {
-      const view = cell.outputs.get(i).data?.[VIEW];
-      if (view?.model_id) waiting.push(view.model_id);
-    }
+  const found = {}, waiting = [...views(cells)].map(([, id]) => id);
   while (waiting.length) {
     const id = waiting.pop();
     if (id in found || !(id in states)) continue;
@@ -173,8 +179,28 @@ function keepWidgets(manager) {
   });
 }
 
+/**
+ * Put right what could not be drawn. On a slow machine JupyterLab asks for widgets before it has
+ * restored them, and leaves it at an error; and one that nobody saved has a picture beside it.
+ */
+function mend(manager) {
+  const failed = [...document.querySelectorAll(".jp-OutputArea-output.jupyter-widgets")]
+    .some(drawn => drawn.firstChild?.nodeType === Node.TEXT_NODE);
+  if (!failed || !manager.restoredStatus) return;
+  for (const [output, id] of views(manager.context.model.cells)) {
+    const { [VIEW]: view, ...beside } = output.data;
+    const there = manager.has_model(id);
+    if (there || Object.keys(beside).length)
+      output.setData({ data: there ? { ...beside, [VIEW]: view } : beside });
+  }
+}
+
 function initialize({ model }) {
-  keepWidgets(model.widget_manager);
+  const manager = model.widget_manager;
+  keepWidgets(manager);
+  if (!manager?.context?.model?.cells) return;
+  manager.restored.connect(() => mend(manager));
+  for (const seconds of [0.5, 2, 6]) setTimeout(() => mend(manager), 1000 * seconds);
 }
 
 export default { initialize, render };
