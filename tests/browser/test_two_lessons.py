@@ -139,7 +139,6 @@ def test_it_is_within_reach_at_the_end_of_a_lesson(screen):
     screen.page.keyboard.press("Space")
     assert reads(screen, "94_left") == {"en"}
     screen.settle()
-    screen.page.screenshot(path="/tmp/pg/end.png")
 
 
 def test_the_other_lesson_and_a_new_run_of_the_first_cell_change_nothing(screen):
