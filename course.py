@@ -510,6 +510,8 @@ def lab_command(python, root, lesson, browser=True, options=()):
         "--ServerApp.ip=127.0.0.1",
         "--ServerApp.root_dir=" + str(root),
         "--LabApp.default_url=/lab/tree/" + lesson.relative_to(root).as_posix(),
+        # What a lesson shows that is opened without a kernel.
+        "--LabServerApp.extra_labextensions_path=" + str(ROOT / "course_lib" / "page"),
     ]  # fmt: skip
     if not browser:
         command.append("--no-browser")
@@ -534,14 +536,16 @@ def learner_language(python, env, root):
 def set_up_jupyterlab(folder, language):
     """Write JupyterLab's defaults into `folder`; what the user sets in JupyterLab goes before them.
 
-    It does not ask about news or look for updates. Its menus are in the learner's language, or,
-    for one who reads both, in the locale's.
+    It does not ask about news or look for updates, and saves widgets with a notebook. Its menus
+    are in the learner's language, or, for one who reads both, in the locale's.
     """
     defaults = {
         "@jupyterlab/apputils-extension:notification": {
             "fetchNews": "false",
             "checkForUpdates": False,
-        }
+        },
+        # What sliders and fields show is there when a lesson is opened again without a kernel.
+        "@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True},
     }
     locale = {"zh": "zh_CN", "en": "en"}.get(language)
     if locale:

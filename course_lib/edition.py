@@ -183,7 +183,7 @@ def _keep_language(soup: BeautifulSoup, chosen: Language) -> None:
             for cell in soup.select(f".celltag_{language}"):
                 cell["lang"] = language
         elif language != chosen:
-            for part in soup.select(f"body [lang={language}]"):
+            for part in soup.select(f"body [lang={language}], body .course-between"):
                 part.decompose()
 
 

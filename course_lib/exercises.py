@@ -7,7 +7,8 @@ import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .answers import remember, remembered
 from .language import Bilingual, Table, on_change, spoken, text
 from .memory import measure
 from .order import heading_of
@@ -25,22 +27,22 @@ from .saved import saved_tensors
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "×": 1, "%": 1, "": 1}
 
 _predictions: dict[str, Prediction] = {}  # in the order in which they were asked for
+_followers: list[weakref.WeakMethod] = []  # called after each change of a prediction
 
 
 class Prediction(ipywidgets.HBox):
     """A question with a field for a number; :func:`compare` sets it beside what was measured.
 
     ``value``: the number typed, in ``unit``, or None. ``measured``: what it turned out to be, in
-    the same unit, or None as long as the learner has not looked.
+    the same unit, or None as long as the learner has not looked. Both are what they were when the
+    question was last asked, in this kernel or in one before.
     """
 
     def __init__(self, key: str, *, zh: str, en: str, unit: str):
         self.key, self.zh, self.en, self.unit = key, zh, en, unit
-        self.measured: float | None = None
-        self._listeners: list[Callable[[], None]] = []
-        before = _predictions.get(key)
+        typed, self.measured = _answered(key, unit)
         self.field: ipywidgets.Text = ipywidgets.Text(
-            value=before.field.value if before else "",
+            value=typed,
             placeholder="?",
             continuous_update=False,
             layout={"width": "9em"},
@@ -55,21 +57,34 @@ class Prediction(ipywidgets.HBox):
             layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0.6em"},
         )
         _predictions[key] = self
+        self._remember()
+
+    def measure(self, measured: float) -> None:
+        """Keep what it turned out to be, in ``unit``."""
+        self.measured = measured
+        self._remember()
+
+    def _remember(self) -> None:
+        """Keep everything that :func:`scoreboard` shows, and tell whoever shows it."""
+        kept = {"typed": self.field.value, "measured": self.measured, "unit": self.unit,
+                "zh": self.zh, "en": self.en}  # fmt: skip
+        if remembered("prediction").get(self.key) != kept:
+            remember("prediction", self.key, kept)
+        for reference in list(_followers):
+            if (follow := reference()) is not None:
+                follow()
+            else:
+                _followers.remove(reference)
 
     @property
     def value(self) -> float | None:
         """What the learner typed, None if nothing or not a finite number."""
-        try:
-            typed = float(self.field.value.replace(",", "").replace("，", ""))
-        except ValueError:
-            return None
-        return typed if math.isfinite(typed) else None
+        return _typed_number(self.field.value)
 
     def _changed(self) -> None:
         broken = self.field.value.strip() and self.value is None
         self._note.value = spoken("请写一个数字。", "Please type a number.") if broken else ""
-        for listener in self._listeners:
-            listener()
+        self._remember()
 
     def _describe(self) -> None:
         self.field.tooltip = text(zh=self.zh, en=self.en)
@@ -85,6 +100,27 @@ class Prediction(ipywidgets.HBox):
         return {**bundle, "text/plain": str(self), "text/html": fallback}
 
 
+def _typed_number(words: str) -> float | None:
+    """The finite number that ``words`` are, None if they are none."""
+    try:
+        typed = float(words.replace(",", "").replace("，", ""))
+    except ValueError:
+        return None
+    return typed if math.isfinite(typed) else None
+
+
+def _answered(key: str, unit: str) -> tuple[str, float | None]:
+    """What was typed when this was last asked, in the same unit, and what was measured then."""
+    before = remembered("prediction").get(key)
+    if not isinstance(before, dict) or before.get("unit") != unit:
+        return "", None
+    typed, measured = before.get("typed"), before.get("measured")
+    return (
+        typed if isinstance(typed, str) else "",
+        measured if isinstance(measured, (int, float)) else None,
+    )
+
+
 def predict(key: str, *, zh: str, en: str, unit: str = "MiB") -> Prediction:
     """Ask for a number before it is measured. A cell run again keeps what was typed.
 
@@ -98,14 +134,16 @@ def predict(key: str, *, zh: str, en: str, unit: str = "MiB") -> Prediction:
 class Comparison(ipywidgets.HTML):
     """Prediction, formula and measurement side by side; follows what the learner types later."""
 
-    def __init__(self, prediction: Prediction, rows: list[tuple[tuple[str, str], float]]):
+    def __init__(self, key: str, rows: list[tuple[tuple[str, str], float]]):
         super().__init__()
-        self._prediction, self._rows = prediction, rows
-        prediction._listeners.append(self._update)
+        self._asked, self._rows = _predictions[key], rows
+        _followers.append(weakref.WeakMethod(self._update))
         self._update()
 
     def _table(self) -> Table:
-        prediction, measured = self._prediction, self._rows[-1][1]
+        # The field that is on the page now: its cell may have been run again.
+        prediction = _predictions.get(self._asked.key, self._asked)
+        measured = self._rows[-1][1]
         rows: list[list[Any]] = []
         if prediction.value is None:
             rows.append([("你的预测", "your prediction"), "?", ("还没有填", "not filled in")])
@@ -147,29 +185,64 @@ def compare(
         )
     prediction = _predictions[key]
     scale = UNITS[prediction.unit]
-    prediction.measured = measured / scale
+    prediction.measure(measured / scale)
     rows = [(name, value / scale) for name, value in formulas]
-    return Comparison(prediction, [*rows, (("实测", "measured"), measured / scale)])
+    return Comparison(key, [*rows, (("实测", "measured"), measured / scale)])
 
 
-def scoreboard() -> Table:
-    """All predictions of this lesson beside what was measured."""
-    rows = []
-    for prediction in _predictions.values():
-        value, measured = prediction.value, prediction.measured
-        rows.append(
-            [
-                (prediction.zh, prediction.en),
-                "?" if value is None else _shown(value),
-                "?" if measured is None else _shown(measured),
-                prediction.unit,
-                "" if value is None or measured is None else _off(value, measured),
-            ]
-        )
-    return Table(
-        [("问题", "question"), ("你的预测", "you"), ("实测", "measured"), ("单位", "unit"),
-         ("相差", "off by")], rows,
-    )  # fmt: skip
+class Scoreboard(ipywidgets.HTML):
+    """All predictions of a lesson beside what was measured; follows what is typed later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _followers.append(weakref.WeakMethod(self._update))
+        self._update()
+
+    def _table(self) -> Table:
+        return Table(
+            [("问题", "question"), ("你的预测", "you"), ("实测", "measured"), ("单位", "unit"),
+             ("相差", "off by")], [_score(*asked) for asked in _asked_for()],
+        )  # fmt: skip
+
+    def _update(self) -> None:
+        self.value = self._table()._repr_mimebundle_()["text/html"]
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
+        return {**bundle, **self._table()._repr_mimebundle_()}
+
+
+def scoreboard() -> Scoreboard:
+    """All predictions of this lesson beside what was measured, those of earlier kernels too."""
+    return Scoreboard()
+
+
+def _asked_for() -> Iterator[tuple[tuple[str, str], str, float | None, float | None]]:
+    """Question, unit, what was typed and what was measured of each prediction of this lesson."""
+    keys = dict.fromkeys([*remembered("prediction"), *_predictions])
+    for key in keys:
+        if (prediction := _predictions.get(key)) is not None:
+            yield ((prediction.zh, prediction.en), prediction.unit, prediction.value,
+                   prediction.measured)  # fmt: skip
+        elif isinstance(kept := remembered("prediction")[key], dict) and set(kept) >= {"zh", "en"}:
+            unit = str(kept.get("unit", ""))
+            typed, measured = _answered(key, unit)
+            yield (kept["zh"], kept["en"]), unit, _typed_number(typed), measured
+
+
+def _score(
+    question: tuple[str, str], unit: str, value: float | None, measured: float | None
+) -> list[Any]:
+    return [
+        question,
+        "?" if value is None else _shown(value),
+        "?" if measured is None else _shown(measured),
+        unit,
+        "" if value is None or measured is None else _off(value, measured),
+    ]
 
 
 def _shown(value: float) -> str:

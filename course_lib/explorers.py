@@ -347,28 +347,35 @@ def progress(items: Iterable[Item], *, zh: str, en: str) -> Iterator[Item]:
 
 @contextlib.contextmanager
 def _bar(length: int, words: str) -> Iterator[Callable[[int], None]]:
-    """A bar on display; the value sets how far it has come."""
+    """A bar on display that counts; the value sets how far it has come."""
     from IPython.display import display
 
     shell = kernel_shell()
     if shell is None:
         yield lambda done: None
         return
-    bar = ipywidgets.IntProgress(
-        max=length, description=words, style={"description_width": "initial"}
-    )
+    bar = ipywidgets.IntProgress(max=length, style={"description_width": "initial"})
+
+    def advance(done: int) -> None:
+        bar.value, bar.description = done, f"{words} {done} / {length}"
+
+    advance(0)
+    if hasattr(bar, "_repr_mimebundle_"):
+        shown = display({**bar._repr_mimebundle_(), "text/plain": ""}, raw=True, display_id=True)
+    else:  # ipywidgets 7, as on Colab
+        shown = display(bar, display_id=True)
 
     def end(*_: Any) -> None:
-        bar.close()
+        if bar.comm is not None:  # not closed yet
+            # A view of a bar that is no more would be an error when the page is opened again.
+            if shown is not None:
+                shown.update({"text/plain": ""}, raw=True)
+            bar.close()
 
     # An interrupted loop leaves its generator waiting, and the bar with it, until the cell ends.
     shell.events.register("post_run_cell", end)
-    if hasattr(bar, "_repr_mimebundle_"):
-        display({**bar._repr_mimebundle_(), "text/plain": ""}, raw=True)
-    else:  # ipywidgets 7, as on Colab
-        display(bar)
     try:
-        yield lambda done: bar.set_trait("value", done)
+        yield advance
     finally:
         shell.events.unregister("post_run_cell", end)
-        bar.close()
+        end()

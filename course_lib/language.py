@@ -19,6 +19,7 @@ from typing import Any, Literal
 Language = Literal["zh", "en", "both"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en", "both")
 SWITCH_WORDS = "中文 · English"  # what the switch is where no widget runs
+BETWEEN = '<span class="course-between"> · </span>'  # hidden with either language
 
 _chosen: Language | None = None
 _listeners: list[Callable[[], None]] = []
@@ -84,10 +85,17 @@ class Bilingual:
 
 
 def spoken(zh: str, en: str, *, markup: bool = False, tag: str = "div") -> str:
-    """HTML that holds both languages, each in an element the switch can hide."""
+    """HTML that holds both languages, each in an element the switch can hide.
+
+    What stands on one line, ``span``, has a separator between them. Words that are the same in
+    both stand once, and are never hidden.
+    """
     if not markup:
         zh, en = (html.escape(part).replace("\n", "<br>") for part in (zh, en))
-    return f'<{tag} lang="zh">{zh}</{tag}><{tag} lang="en">{en}</{tag}>'
+    if zh == en:
+        return f"<{tag}>{zh}</{tag}>"
+    between = BETWEEN if tag == "span" and zh and en else ""
+    return f'<{tag} lang="zh">{zh}</{tag}>{between}<{tag} lang="en">{en}</{tag}>'
 
 
 class Table:
@@ -101,7 +109,7 @@ class Table:
         self.headers, self.rows = list(headers), [list(row) for row in rows]
 
     def __str__(self) -> str:
-        lines = [[text(zh=zh, en=en, between=" ") for zh, en in self.headers]]
+        lines = [[text(zh=zh, en=en) for zh, en in self.headers]]
         lines += [[_plain_cell(cell) for cell in row] for row in self.rows]
         widths = [max(map(columns, column)) for column in zip(*lines, strict=True)]
         right = self._of_figures()
@@ -131,7 +139,7 @@ def _html_row(tag: str, styles: Iterable[str], cells: Iterable[str]) -> str:
 
 
 def _plain_cell(cell: Any) -> str:
-    return text(zh=cell[0], en=cell[1], between=" ") if isinstance(cell, tuple) else str(cell)
+    return text(zh=cell[0], en=cell[1]) if isinstance(cell, tuple) else str(cell)
 
 
 def _html_cell(cell: Any) -> str:
@@ -167,36 +175,9 @@ def switch() -> Any:
     They act on prose cells (``<span lang="zh"></span>`` marks them), on everything that
     :func:`spoken` made, and, through :func:`on_change`, on figures and controls.
     """
-    import ipywidgets
+    from .switch import make
 
-    buttons = ipywidgets.ToggleButtons(
-        options=[("中文", "zh"), ("English", "en"), ("中文 + English", "both")],
-        value=language(),
-        style={"button_width": "9em"},
-    )
-    style = ipywidgets.HTML(_hiding_style(language()), layout={"display": "none"})
-
-    def changed(change: dict[str, Any]) -> None:
-        style.value = _hiding_style(change["new"])
-        choose(change["new"])
-
-    class Switch(ipywidgets.VBox):
-        def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-            bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
-            return {**bundle, "text/plain": SWITCH_WORDS}
-
-    buttons.observe(changed, "value")
-    return Switch([buttons, style])
-
-
-def _hiding_style(chosen: Language) -> str:
-    if chosen == "both":
-        return "<style></style>"
-    other = "en" if chosen == "zh" else "zh"
-    return (
-        f"<style>.jp-MarkdownCell:has(span[lang={other}]:empty){{display:none}}"
-        f".jp-OutputArea [lang={other}]{{display:none}}</style>"
-    )
+    return make()
 
 
 def _checked(value: str) -> Language:

@@ -12,6 +12,7 @@ from typing import Any
 
 import ipywidgets
 
+from .answers import remember, remembered
 from .exhibits import EXHIBITS, LOUDNESS, Exhibit, Inspection, number_of
 from .language import Table, on_change, spoken, text
 
@@ -104,13 +105,16 @@ def _link(issue: str) -> str:
 class Museum(ipywidgets.VBox):
     """Pick an exhibit, guess whether it raises, warns or keeps silent, and see.
 
-    ``guesses``: exhibit name to what the learner said. Nothing runs before the guess.
+    ``guesses``: exhibit name to what the learner said, in this kernel or in one before. Nothing
+    runs before the guess.
     """
 
     def __init__(self, exhibits: Sequence[Exhibit] = EXHIBITS):
         self.exhibits = tuple(exhibits)
         self.guesses: dict[str, str] = {}
+        self._truths: dict[str, str] = {}  # what the exhibits guessed so far do
         self._found: dict[str, tuple[Inspection, Inspection]] = {}
+        self._recall()
         self._pick = ipywidgets.Dropdown(layout={"width": "100%", "max_width": "640px"})
         self._buttons = {
             loudness: ipywidgets.Button(layout={"width": "auto"}) for loudness in LOUDNESS
@@ -141,17 +145,24 @@ class Museum(ipywidgets.VBox):
     def guess(self, loudness: str) -> None:
         """Say what this exhibit does; it is then run, and the truth shown. First guesses count."""
         exhibit = self.exhibit
-        self.guesses.setdefault(exhibit.name, loudness)
         if exhibit.name not in self._found:
             self._found[exhibit.name] = exhibit.inspect(), exhibit.inspect(cured=True)
+        self.guesses.setdefault(exhibit.name, loudness)  # not before: a stop leaves it unguessed
+        self._truths[exhibit.name] = self._found[exhibit.name][0].loudness
+        remember("guess", exhibit.name, [self.guesses[exhibit.name], self._truths[exhibit.name]])
         self._speak()
+
+    def _recall(self) -> None:
+        """Take up the guesses of earlier kernels."""
+        names = {exhibit.name for exhibit in self.exhibits}
+        for name, kept in remembered("guess").items():
+            if name in names and isinstance(kept, list) and len(kept) == 2:
+                self.guesses[name], self._truths[name] = kept
 
     @property
     def right(self) -> int:
         """How many first guesses were right."""
-        return sum(
-            self._found[name][0].loudness == loudness for name, loudness in self.guesses.items()
-        )
+        return sum(self._truths[name] == loudness for name, loudness in self.guesses.items())
 
     def _speak(self) -> None:
         chosen = self._pick.value
@@ -159,7 +170,7 @@ class Museum(ipywidgets.VBox):
         for place, exhibit in enumerate(self.exhibits):
             mark = "　"
             if exhibit.name in self.guesses:
-                hit = self._found[exhibit.name][0].loudness == self.guesses[exhibit.name]
+                hit = self._truths[exhibit.name] == self.guesses[exhibit.name]
                 mark = "✓" if hit else "✗"
             title = text(zh=exhibit.title[0], en=exhibit.title[1])
             options.append((f"{mark} № {number_of(exhibit)}  {title}", place))
@@ -177,11 +188,14 @@ class Museum(ipywidgets.VBox):
         exhibit = self.exhibit
         self._label.value = label(exhibit)
         found = self._found.get(exhibit.name)
-        self._answer.value = revelation(exhibit, *found) if found else ""
         guess = self.guesses.get(exhibit.name)
+        again = spoken("这一件以前猜过。按任何一个按钮，再运行一次，看看为什么；分数不变。",
+                       "You guessed this one before. Press any button to run it again and see why; "
+                       "the score stays.") if guess else ""  # fmt: skip
+        self._answer.value = revelation(exhibit, *found) if found else again
         for loudness, button in self._buttons.items():
             # ipywidgets' own colours for right and wrong leave white words too faint.
-            true = found is not None and loudness == found[0].loudness
+            true = loudness == self._truths.get(exhibit.name)
             colour = RIGHT if true else WRONG if loudness == guess else None
             button.icon = "" if colour is None else "check" if true else "times"
             button.style.button_color, button.style.text_color = colour, colour and INK

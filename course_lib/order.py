@@ -1,7 +1,8 @@
-"""Cells run out of order: which cell makes the missing name, said in the learner's language.
+"""Cells run out of order, and cells stopped: what to do, said in the learner's language.
 
 A cell that needs an earlier one would end in a bare ``NameError``. In a lesson, the error names
-the cell to run first instead. All other errors, misspelt names included, stay as they are.
+the cell to run first instead; and a cell that was stopped says so in one sentence. All other
+errors, misspelt names included, stay as they are.
 
 The notebook file says which cell makes which name. Kernels of the course's own environment load
 this module as they start (see ``course.py``); elsewhere, the first import of the library does it.
@@ -13,6 +14,7 @@ import ast
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,15 +92,21 @@ def _here(shell: Any) -> tuple[list[Cell], int]:
 
 def _lesson(shell: Any) -> list[Cell]:
     """The cells of the lesson that is running; none where this is no lesson."""
+    file = _lesson_file(shell)
+    return read(file) if file else []
+
+
+def _lesson_file(shell: Any) -> Path | None:
+    """The notebook of the lesson that is running; None where this is no lesson."""
     # JupyterLab and VS Code say which notebook it is.
     for name in (os.environ.get("JPY_SESSION_NAME"), shell.user_ns.get("__vsc_ipynb_file__")):
-        if name and (cells := read(Path(name))):
-            return cells
+        if name and read(Path(name)):
+            return Path(name)
     ran = {code.strip() for code in shell.history_manager.input_hist_raw if code.strip()}
     files = (*sorted(Path.cwd().glob("*.ipynb")), *sorted(_STORED.glob("*.ipynb")))
     matches = {file: sum(cell.source.strip() in ran for cell in read(file)) for file in files}
     best = max(matches, key=matches.__getitem__, default=None)
-    return read(best) if best and matches[best] else []
+    return best if best and matches[best] else None
 
 
 def missing(shell: Any, name: str) -> str | None:
@@ -131,10 +139,18 @@ def heading_of(tag: str, words: str) -> tuple[str, str] | None:
     )
 
 
+def lesson_name() -> str | None:
+    """The name of the running lesson's file, without ``.ipynb``; None where this is no lesson."""
+    file = _lesson_file(shell) if (shell := _shell()) is not None else None
+    return file.stem if file else None
+
+
 def _explain(
     shell: Any, kind: type, error: Any, trace: TracebackType, tb_offset: int | None = None
 ) -> None:
-    """What IPython calls on a NameError: show it, in our words where it is a matter of order."""
+    """What IPython calls on an error that we have words for: show it, in those where they fit."""
+    if kind is KeyboardInterrupt:
+        return _say_stopped(shell, error, trace, tb_offset)
     last = trace
     while last.tb_next is not None:
         last = last.tb_next
@@ -145,10 +161,39 @@ def _explain(
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
+def _say_stopped(
+    shell: Any, error: KeyboardInterrupt, trace: TracebackType, tb_offset: int | None
+) -> None:
+    """One sentence in place of a traceback: a learner who pressed stop knows what happened."""
+    if _lesson(shell):
+        error.args = (
+            text(
+                zh="停下了。再运行这个单元格，它就从头再来。",
+                en="Stopped. Run the cell again, and it starts afresh.",
+            ),
+        )
+        error._render_traceback_ = lambda: list(error.args)  # type: ignore[attr-defined]
+    shell.showtraceback((KeyboardInterrupt, error, trace), tb_offset=tb_offset)
+
+
 def load_ipython_extension(shell: Any) -> None:
-    """Have this kernel explain its NameErrors, unless something else already does."""
-    if not shell.custom_exceptions:
-        shell.set_custom_exc((NameError,), _explain)
+    """Have this kernel explain its NameErrors and stops, unless something else already does."""
+    if shell.custom_exceptions:
+        return
+    shell.set_custom_exc((NameError, KeyboardInterrupt), _explain)
+    show = shell.showtraceback
+
+    def showtraceback(*args: Any, exception_only: bool = False, **kwargs: Any) -> None:
+        _, error, trace = sys.exc_info()
+        # Lightning's Trainer makes a SystemExit of a stop; IPython then says how to exit.
+        if exception_only and isinstance(error, SystemExit):
+            stop = error.__context__
+            if isinstance(stop, KeyboardInterrupt) and trace is not None:
+                return _say_stopped(shell, stop, trace, None)
+        return show(*args, exception_only=exception_only, **kwargs)
+
+    shell.showtraceback = showtraceback
+    warnings.filterwarnings("ignore", message="To exit: use 'exit', 'quit'")
 
 
 def explain_here() -> None:

@@ -62,4 +62,13 @@ def report(pytestconfig):
 
 import torch  # noqa: E402
 
+from course_lib import answers  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def nothing_answered(monkeypatch):
+    """What one test has typed into a lesson, the next does not find there."""
+    monkeypatch.setattr(answers, "_here", {})
+
+
 torch.set_num_threads(1)  # tensors in tests are tiny, and the machine may have other things to do

@@ -17,6 +17,7 @@ MODULES = sorted(path.stem for path in (ROOT / "course_lib").glob("[a-z]*.py"))
 LATER = {
     ("memory", "figures"): "trace.plot() draws with a module that draws traces",
     ("plans", "planners"): "the planners are offered beside what they plan with",
+    ("language", "switch"): "only who shows the switch loads widgets",
     ("lightning_ddp", "lightning"): "its processes train; the one that starts them does not",
 }
 

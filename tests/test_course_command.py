@@ -81,6 +81,13 @@ def test_requirements_are_pinned_and_agree_with_pyproject():
     assert set(wanted) <= set(lines("requirements.txt"))
 
 
+def test_jupyterlab_saves_what_widgets_show(tmp_path):
+    course.set_up_jupyterlab(tmp_path, "zh")
+    defaults = json.loads((tmp_path / "overrides.json").read_text(encoding="utf-8"))
+    assert defaults["@jupyter-widgets/jupyterlab-manager:plugin"] == {"saveState": True}
+    assert defaults["@jupyterlab/translation-extension:plugin"] == {"locale": "zh_CN"}
+
+
 # The environment, made and mended
 
 

@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 
+import nbformat
 import pytest
 
-from course_lib import colab, language
+from course_lib import colab, edition
 from course_lib.contents import REPOSITORY
+from course_lib.language import Table
+from course_lib.switch import Switch
 from notebooks import FOLDER, ROOT, Lesson, kernel, lessons, named, python, tags
 
 ADDRESS = f"https://github.com/{REPOSITORY}"
@@ -35,11 +38,26 @@ def test_nothing_that_is_stored_is_hidden(path):
         assert hidden == [], named(cell)
 
 
-@pytest.mark.parametrize("chosen", ["zh", "en"])
-def test_the_switch_hides_only_what_jupyter_draws(chosen):
-    rules = re.findall(r"([^{}<>]+)\{display:none\}", language._hiding_style(chosen))
-    assert len(rules) == 2
-    assert all(selector.startswith(".jp-") for selector in rules)
+def test_the_switch_hides_only_what_jupyter_draws_in_a_lesson_that_has_it():
+    rules = re.findall(r"^([^{}/]+) \{ display: none; \}$", Switch._css, re.M)
+    hiding = [rule.strip() for rule in rules if re.search("lang=|between", rule)]
+    assert len(hiding) == 6
+    assert all(re.match(r"\[data-course-language=\"(zh|en)\"\] \.jp-", rule) for rule in hiding)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [("zh", ["包", "MiB", "甲", "1"]), ("en", ["package", "MiB", "A", "1"]),
+     ("both", ["包", "·", "package", "MiB", "甲", "·", "A", "1"])],
+)  # fmt: skip
+def test_web_pages_keep_languages_apart(chosen, words, tmp_path):
+    cell = python("table")
+    table = Table([("包", "package"), ("MiB", "MiB")], [[("甲", "A"), 1]])
+    cell.outputs = [nbformat.v4.new_output("display_data", table._repr_mimebundle_())]
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    edition.write(tmp_path, "page", ("题", "title"), notebook, chosen)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert re.sub("<[^>]*>", " ", re.search("<table.*</table>", page, re.S)[0]).split() == words
 
 
 def setup_cell(lesson):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from course_lib import exercises, language
+from course_lib import answers, exercises, language
 from course_lib.exercises import (
     check_cheapest,
     check_kept_bytes,
@@ -233,6 +233,90 @@ def test_the_scoreboard_lists_each_prediction_with_what_was_measured():
     board = str(scoreboard())
     assert "exact" in board
     assert "B" in board
+
+
+def test_tables_follow_a_prediction_whose_cell_is_run_again():
+    predict("peak", zh="峰值是", en="The peak is").field.value = "1.5"
+    table, board = compare("peak", 3 * 2**20), scoreboard()
+    assert "-50.0%" in table.value and "-50.0%" in board.value
+    again = predict("peak", zh="峰值是", en="The peak is")
+    again.field.value = "4.5"
+    for shown in (table, board):
+        assert "+50.0%" in shown.value and "-50.0%" not in shown.value + str(shown)
+    compare("peak", 4.5 * 2**20)
+    assert "exact" in board.value and "exact" not in table.value
+
+
+@pytest.fixture
+def own_memory(monkeypatch, tmp_path):
+    """Answers go to a folder of this test's own, as a learner's would."""
+    monkeypatch.delenv("COURSE_LANG", raising=False)
+    monkeypatch.setattr(answers, "memory_folder", lambda: tmp_path)
+    monkeypatch.setattr(answers, "lesson_name", lambda: "00_lesson")
+    monkeypatch.setattr(answers, "_lesson", None)
+    monkeypatch.setattr(language, "_chosen", "en")
+    return tmp_path / "answers" / "00_lesson.json"
+
+
+@pytest.fixture
+def restart(monkeypatch):
+    def restart():
+        monkeypatch.setattr(exercises, "_predictions", {})
+        monkeypatch.setattr(answers, "_here", {})
+        monkeypatch.setattr(answers, "_lesson", None)
+
+    return restart
+
+
+def test_predictions_and_what_was_measured_survive_a_restart(own_memory, restart):
+    predict("a", zh="甲", en="A").field.value = "1.5"
+    predict("b", zh="乙", en="B", unit="")
+    compare("a", 3 * 2**20)
+    before = str(scoreboard())
+    assert "-50.0%" in before
+    restart()
+    assert str(scoreboard()) == before  # before any other cell is run
+    assert predict("a", zh="甲", en="A").value == 1.5
+    assert predict("b", zh="乙", en="B", unit="").value is None
+    assert str(scoreboard()) == before
+    assert predict("a", zh="甲", en="A", unit="GiB").value is None  # another question by now
+
+
+def test_each_lesson_has_its_own(own_memory, restart, monkeypatch):
+    predict("a", zh="甲", en="A").field.value = "1.5"
+    restart()
+    monkeypatch.setattr(answers, "lesson_name", lambda: "01_other")
+    assert predict("a", zh="甲", en="A").value is None
+    assert own_memory.exists() and own_memory.with_name("01_other.json").exists()
+
+
+@pytest.mark.parametrize(
+    "nonsense", ["", "[1]", '{"prediction": 3}', '{"prediction": {"a": [1]}}',
+                 '{"prediction": {"a": {"typed": 3, "measured": "x", "unit": "MiB"}}}'],
+)  # fmt: skip
+def test_a_file_that_holds_nonsense_is_passed_over(own_memory, nonsense):
+    own_memory.parent.mkdir()
+    own_memory.write_text(nonsense)
+    assert str(scoreboard()).count("\n") == 0
+    assert predict("a", zh="甲", en="A").value is None
+
+
+def test_a_home_that_cannot_be_written_keeps_answers_as_long_as_the_kernel(own_memory):
+    own_memory.parent.write_text("a file where the folder should be")
+    predict("a", zh="甲", en="A").field.value = "1.5"
+    assert predict("a", zh="甲", en="A").value == 1.5
+
+
+def test_a_run_of_the_tests_neither_reads_nor_writes_a_learners_answers(
+    own_memory, restart, monkeypatch
+):
+    predict("a", zh="甲", en="A").field.value = "1.5"
+    kept = own_memory.read_text()
+    restart()
+    monkeypatch.setenv("COURSE_LANG", "en")
+    assert predict("a", zh="甲", en="A").value is None
+    predict("a", zh="甲", en="A").field.value = "2.5"
+    assert own_memory.read_text() == kept
 
 
 def test_bad_calls_are_refused():

@@ -14,7 +14,7 @@ from contrast import ENOUGH, contrast
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from course_lib import exhibits, language
+from course_lib import answers, exhibits, language
 from course_lib.exhibits import EXHIBITS, Exhibit, catalogue, exhibit_named, number_of
 from course_lib.exhibits_distributed import DISTRIBUTED, two_processes
 from course_lib.gradients import same_gradients
@@ -232,6 +232,39 @@ def test_a_first_guess_counts_and_a_second_does_not():
     museum.go_to("left-out")
     museum.guess("warning")
     assert museum.right == 1
+
+
+def test_the_score_survives_a_restart(monkeypatch, tmp_path):
+    monkeypatch.delenv("COURSE_LANG", raising=False)
+    monkeypatch.setattr(language, "_chosen", "en")
+    monkeypatch.setattr(answers, "memory_folder", lambda: tmp_path)
+    museum = Museum(EXHIBITS[:3])
+    museum.go_to("frozen-input")
+    museum.guess("silent")
+    museum.go_to("left-out")
+    museum.guess("warning")
+    monkeypatch.setattr(answers, "_here", {})
+    again = Museum(EXHIBITS[:3])
+    assert (again.right, len(again.guesses)) == (1, 2)
+    assert "right 1 of 2" in again._score.value
+    again.go_to("frozen-input")
+    assert "guessed this one before" in again._answer.value
+    assert again._buttons["silent"].icon == "times" and again._buttons["warning"].icon == "check"
+    again.guess("warning")
+    assert again.right == 1 and "same_gradients" in again._answer.value
+
+
+def test_a_guess_that_was_stopped_is_no_guess(monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    museum = Museum(EXHIBITS[:3])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Exhibit, "inspect", stopped)
+        museum.guess("silent")
+    assert not museum.guesses
+    museum.guess("error")
+    assert len(museum.guesses) == 1
 
 
 def test_right_and_wrong_are_told_by_sign_and_by_a_colour_that_can_be_read():

@@ -1,9 +1,13 @@
 """The choice of language: where it comes from, what follows it."""
 
+import re
+
+import ipywidgets
 import pytest
+from traitlets import TraitError
 
 from course_lib import language
-from course_lib.language import Bilingual, Table, choose, on_change, text
+from course_lib.language import Bilingual, Table, choose, on_change, spoken, text
 
 
 @pytest.fixture(autouse=True)
@@ -118,17 +122,46 @@ def test_a_table_lines_up_also_with_wide_letters():
     assert '<span lang="en">parameter</span>' in table._repr_mimebundle_()["text/html"]
 
 
-def test_the_switch_hides_one_language_and_redraws_what_listens():
+def test_words_on_one_line_are_kept_apart_and_what_is_the_same_stands_once():
+    assert spoken("包", "package", tag="span") == (
+        '<span lang="zh">包</span><span class="course-between"> · </span>'
+        '<span lang="en">package</span>'
+    )
+    assert spoken("MiB", "MiB", tag="span") == "<span>MiB</span>"
+    assert spoken("<b>3</b>", "<b>3</b>", markup=True) == "<div><b>3</b></div>"
+    assert spoken("", "only", tag="span") == '<span lang="zh"></span><span lang="en">only</span>'
+    choose("both")
+    table = Table([("包", "package"), ("MiB", "MiB")], [[("甲", "A"), 1], [("7 B", "7 B"), 2]])
+    lines = [line.split("  ") for line in str(table).split("\n")]
+    assert [line[0] for line in lines] == ["包 · package", "甲 · A", "7 B"]
+    words = re.sub("<[^>]*>", " ", table._repr_mimebundle_()["text/html"]).split()
+    assert words == ["包", "·", "package", "MiB", "甲", "·", "A", "1", "7", "B", "2"]
+
+
+def test_the_switch_follows_and_is_followed():
     heard = []
     on_change(lambda: heard.append(language.language()))
     choose("en")
     switch = language.switch()
-    assert switch._repr_mimebundle_()["text/plain"] == "中文 · English"
-    buttons, style = switch.children
+    assert switch._repr_mimebundle_()[0]["text/plain"] == "中文 · English"
+    assert switch.language == "en"
+    switch.set_state({"language": "zh"})  # as from the page
+    assert (language.language(), heard) == ("zh", ["en", "zh"])
+    other = language.switch()
+    other.set_state({"language": "both"})
+    assert switch.language == "both" and heard == ["en", "zh", "both"]
+    with pytest.raises(TraitError):
+        switch.set_state({"language": "fr"})
+    switch.close()
+    choose("en")
+    assert (switch.language, other.language) == ("both", "en")
+
+
+def test_where_no_front_end_of_its_own_runs_the_switch_is_plain_buttons(monkeypatch):
+    """ipywidgets 7, as on Colab."""
+    monkeypatch.setattr(ipywidgets, "__version__", "7.7.1")
+    choose("en")
+    buttons = language.switch()
     assert buttons.value == "en"
-    assert "lang=zh" in style.value
     buttons.value = "zh"
-    assert "lang=en" in style.value
-    buttons.value = "both"
-    assert "display:none" not in style.value
-    assert heard[-1] == "both"
+    assert language.language() == "zh"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import time
 
 import pytest
 from out_of_order import (
@@ -70,6 +71,7 @@ def test_other_notebooks_are_no_lessons(tmp_path):
 
 # In a kernel
 
+FIRST = lessons()[0].path
 SETUP = python("import course_lib", "setup")
 ONE, TWO = markdown("## 甲 · First"), markdown("## 乙 · Second")
 NUMBERS, FUNCTION, CALL = (
@@ -128,6 +130,39 @@ def test_other_errors_stay_as_they_are(live: Kernel, code: str, error: str):
     assert "Traceback" in seen and code.splitlines()[-1] in seen
 
 
+STOPPED = {"zh": "停下了。再运行这个单元格，它就从头再来。",
+           "en": "Stopped. Run the cell again, and it starts afresh."}  # fmt: skip
+LIGHTNING = """\
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise SystemExit(1)"""
+
+
+@pytest.mark.parametrize("code", ["time.sleep(60)", LIGHTNING], ids=["plain", "as Lightning does"])
+def test_a_stop_is_told_in_one_sentence(live: Kernel, code: str):
+    assert live.run_code("import time").error is None
+    begun = time.monotonic()
+    ran = live.run_until(lambda: time.monotonic() > begun + 0.5, python(code))
+    sentence = STOPPED[live.language]
+    assert error_of(ran) == (f"KeyboardInterrupt: {sentence}", [sentence])
+    assert live.run_code("1 + 1").texts == ["2"]
+
+
+def test_an_exit_of_the_learners_own_stays_one(live: Kernel):
+    said, _ = error_of(live.run_code("raise SystemExit(3)"))
+    assert said == "SystemExit: 3"
+
+
+def test_the_lesson_is_known_by_its_file(live: Kernel):
+    name = "from course_lib.order import lesson_name; print(lesson_name())"
+    assert live.run(SETUP).error is None
+    assert live.run_code(name).texts == ["00_scratch\n"]
+    told = f"import os; os.environ['JPY_SESSION_NAME'] = {str(FIRST)!r}; {name}"
+    assert live.run_code(told).texts == [f"{FIRST.stem}\n"]
+    live.run_code("del os.environ['JPY_SESSION_NAME']")
+
+
 def test_a_handler_of_the_learners_own_is_left_alone(live: Kernel):
     live.run_code(
         "shell = get_ipython(); ours = shell.custom_exceptions, shell.CustomTB\n"
@@ -169,6 +204,10 @@ def test_faults_of_a_bad_lesson_are_found(tmp_path):
 
 def test_no_lesson_is_found_where_there_is_none(tmp_path):
     with kernel("en", tmp_path, tmp_path) as started:
-        started.run_code("import course_lib")
+        started.run_code("import course_lib, time")
+        begun = time.monotonic()
+        ran = started.run_until(lambda: time.monotonic() > begun + 0.5, python("time.sleep(60)"))
+        said, shown = error_of(ran)
+        assert said == "KeyboardInterrupt: " and len(shown) > 1
         said, shown = error_of(started.run_code("measured"))
         assert said == "NameError: name 'measured' is not defined" and len(shown) > 1

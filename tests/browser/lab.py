@@ -46,6 +46,11 @@ class Server:
     def url(self, notebook: str) -> str:
         return f"{self.address}{self.path}/notebooks/{notebook}.ipynb?token={self.token}&reset"
 
+    def trust(self, notebook: Path) -> None:
+        """Sign a notebook that was changed outside of JupyterLab, as its user."""
+        command = [sys.executable, "-m", "jupyter", "trust", str(notebook)]
+        subprocess.run(command, env=_variables(self.settings.parent), check=True)
+
     def set(self, name: str, values: dict[str, object]) -> None:
         """Change one of JupyterLab's settings, as its user."""
         file = self.settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -55,25 +60,30 @@ class Server:
 
 @contextmanager
 def jupyterlab(
-    scratch: Path, remembered: str | None = None, notebook7: bool = False
+    scratch: Path, remembered: str | None = None, notebook7: bool = False, alone: bool = False
 ) -> Iterator[Server]:
     """Start JupyterLab as `course.py` does, for a user in China who has no settings at all.
 
     `remembered`: the language that the user has chosen in a lesson before. With `notebook7`,
-    Jupyter Notebook in its place.
+    Jupyter Notebook in its place. `alone`: as somebody who does not use `course.py`, without its
+    defaults. In a folder that has been used, everything is as the last server left it.
     """
     root, runtime, defaults = scratch / "course", scratch / "runtime", scratch / "defaults"
-    shutil.copytree(FOLDER, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    if not root.exists():
+        shutil.copytree(FOLDER, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
     env = _variables(scratch)
     if remembered:
         choose = f"from course_lib.language import choose; choose({remembered!r})"
         subprocess.run([sys.executable, "-c", choose], env=env, check=True)
-    course.set_up_jupyterlab(defaults, course.learner_language(sys.executable, env, ROOT))
+    if not alone:
+        course.set_up_jupyterlab(defaults, course.learner_language(sys.executable, env, ROOT))
     command = course.lab_command(
         sys.executable, root, root / "notebooks" / "00_start_here.ipynb", browser=False,
         options=["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True",
                  f"--LabApp.app_settings_dir={defaults}"],
     )  # fmt: skip
+    if alone:
+        command = [word for word in command if "extra_labextensions" not in word]
     if notebook7:
         command = [word.replace("LabApp", "JupyterNotebookApp") for word in command]
         command[command.index("jupyterlab")] = "notebook"
