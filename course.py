@@ -380,6 +380,9 @@ def lab_command(python, root, lesson, browser=True, options=()):
         "--ServerApp.ip=127.0.0.1",
         "--ServerApp.root_dir=" + str(root),
         "--LabApp.default_url=/lab/tree/" + lesson.relative_to(root).as_posix(),
+        # Lines of prose are not as wide as the window: assets/page/custom.css.
+        "--LabApp.custom_css=True",
+        "--ServerApp.tornado_settings=static_custom_path=" + str(ROOT / "assets" / "page"),
     ]  # fmt: skip
     if not browser:
         command.append("--no-browser")

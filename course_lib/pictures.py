@@ -34,10 +34,12 @@ _SOURCES = {
 def show_bars(
     traces: Mapping[str | tuple[str, str], MemoryTrace | Mapping[Role, int]],
     title: tuple[str, str] | str = "",
+    heading: tuple[str, str] | str = "",
 ) -> Explorer:
     """The peaks of several steps beside each other, stacked by role.
 
     ``traces``: by name, or by (zh, en); bytes by role, as a GPU's file has them, do as well.
+    ``title``: what to see; the lowest peak if there is none. ``heading``: what the names are.
     """
     rows = list(traces.items())
     sizes = [(name, size_text(_peak(trace))) for name, trace in rows]
@@ -45,9 +47,16 @@ def show_bars(
         "；".join(f"{_named(name, 0)}：{size}" for name, size in sizes),
         "; ".join(f"{_named(name, 1)}: {size}" for name, size in sizes),
     ]
-    height = 1.4 + 0.42 * len(rows)
+    height = 1.6 + 0.42 * len(rows)
+    if not title:
+        least = min(rows, key=lambda row: _peak(row[1]))
+        size = size_text(_peak(least[1]))
+        title = (
+            f"峰值最低的是“{_named(least[0], 0)}”：{size}",
+            f"The lowest peak is that of “{_named(least[0], 1)}”: {size}",
+        )
     return show(
-        lambda figure, data: draw_bars(figure, data, title=title),
+        lambda figure, data: draw_bars(figure, data, title=title, heading=heading),
         rows, (f"峰值：{words[0]}", f"peaks: {words[1]}"), size=(8.2, max(height, 2.9)),
     )  # fmt: skip
 
