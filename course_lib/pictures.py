@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .explorers import Explorer, show
-from .figures import PHASE_NAMES, draw_bars, draw_timeline, size_text
-from .language import Table
+from .figures import PHASE_IN_A_SENTENCE, PHASE_NAMES, draw_bars, draw_timeline, size_text
+from .language import Bilingual, Table
 from .memory import MemoryTrace, Role
 
 
@@ -22,6 +22,13 @@ def show_timeline(trace: MemoryTrace, limit: int | None = None) -> Explorer:
     )
 
     return show(lambda figure, data: draw_timeline(figure, data, limit=limit), trace, caption)
+
+
+def peak_in_words(trace: MemoryTrace) -> Bilingual:
+    """How high the peak is, and in which phase it falls, as a sentence."""
+    zh, en = PHASE_IN_A_SENTENCE[trace.peak_phase]
+    peak = size_text(trace.peak)
+    return Bilingual(zh=f"峰值 {peak}，落在{zh}。", en=f"The peak, {peak}, falls in {en}.")
 
 
 _SOURCES = {
@@ -48,13 +55,12 @@ def show_bars(
         "; ".join(f"{_named(name, 1)}: {size}" for name, size in sizes),
     ]
     height = 1.6 + 0.42 * len(rows)
-    if not title:
-        least = min(rows, key=lambda row: _peak(row[1]))
-        size = size_text(_peak(least[1]))
-        title = (
-            f"峰值最低的是“{_named(least[0], 0)}”：{size}",
-            f"The lowest peak is that of “{_named(least[0], 1)}”: {size}",
-        )
+    if not title and rows:
+        name, least = min(rows, key=lambda row: _peak(row[1]))
+        size, (zh, en) = size_text(_peak(least)), (_named(name, 0), _named(name, 1))
+        if heading:
+            zh, en = f"{_named(heading, 0)}：{zh}", f"{_named(heading, 1)}: {en}"
+        title = f"最低的峰值是 {size}（{zh}）", f"The lowest peak is {size} ({en})"
     return show(
         lambda figure, data: draw_bars(figure, data, title=title, heading=heading),
         rows, (f"峰值：{words[0]}", f"peaks: {words[1]}"), size=(8.2, max(height, 2.9)),
