@@ -20,6 +20,7 @@ INK, RIGHT, WRONG = "#22262b", "#c9f2e2", "#fbd5d1"
 _CODE_STYLE = (
     f"background:#f5f6f8;color:{INK};border-radius:8px;padding:10px 14px;margin:6px 0;"
     "line-height:1.45;font-size:13px;overflow-x:auto;white-space:pre;"
+    "box-sizing:border-box;width:0;min-width:100%;"  # scrolls by itself, not its surroundings
     "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 )
 _LINE = "max-width:44em;line-height:1.5;overflow-wrap:break-word"  # of an explanation
@@ -125,7 +126,7 @@ class Museum(ipywidgets.VBox):
         self._first = len(first)
         self.tour = first + [place for place in range(len(names)) if place not in first]
         self._pick = ipywidgets.Dropdown(
-            layout={"flex": "1 1 16em", "width": "auto", "max_width": "640px"},
+            layout={"width": "auto", "max_width": "640px"},
             style={"description_width": "initial"},
         )
         self._moves = {by: ipywidgets.Button(layout={"width": "auto"}) for by in (-1, 1)}
@@ -144,10 +145,10 @@ class Museum(ipywidgets.VBox):
             layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0.5em"},
         )
         way = ipywidgets.HBox(
-            [self._moves[-1], self._pick, self._moves[1], self._place],
+            [*self._moves.values(), self._place],
             layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0.5em"},
         )
-        super().__init__([way, self._label, bar, self._answer])
+        super().__init__([self._pick, way, self._label, bar, self._answer])
         self.add_class("course-museum")
         self._speak()
         self._pick.value = self.tour[0]
@@ -261,7 +262,7 @@ class Answers(ipywidgets.VBox):
     """
 
     def __init__(self) -> None:
-        self._button = ipywidgets.Button(layout={"width": "auto"})
+        self._button = ipywidgets.Button(layout={"width": "auto", "align_self": "flex-start"})
         self._table = ipywidgets.HTML()
         self._button.on_click(lambda _: self.press())
         super().__init__([self._button, self._table])

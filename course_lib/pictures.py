@@ -14,11 +14,11 @@ from .memory import MemoryTrace, Role
 def show_timeline(trace: MemoryTrace, limit: int | None = None) -> Explorer:
     """Memory over one step, stacked by role; ``limit``: bytes at the top of the axis."""
     zh, en = PHASE_NAMES[trace.peak_phase]
-    source = _SOURCES.get(trace.source, trace.source)
+    source = _SOURCES.get(trace.source, (trace.source, trace.source))
     peak, kept = size_text(trace.peak), size_text(sum(trace.kept.values()))
     caption = (
-        f"前向传播结束时 {kept}，峰值 {peak}（{zh}），数据来源：{source}",
-        f"{kept} at the end of forward, peak {peak} ({en}); source: {trace.source}",
+        f"前向传播结束时 {kept}，峰值 {peak}（{zh}），数据来源：{source[0]}",
+        f"{kept} at the end of forward, peak {peak} ({en}); source: {source[1]}",
     )
 
     return show(lambda figure, data: draw_timeline(figure, data, limit=limit), trace, caption)
@@ -32,9 +32,9 @@ def peak_in_words(trace: MemoryTrace) -> Bilingual:
 
 
 _SOURCES = {
-    "cpu allocator": "CPU 分配器",
-    "cuda allocator": "CUDA 分配器",
-    "simulated": "模拟张量",
+    "cpu allocator": ("CPU 分配器", "the CPU allocator"),
+    "cuda allocator": ("CUDA 分配器", "the CUDA allocator"),
+    "simulated": ("模拟张量", "simulated tensors"),
 }
 
 
