@@ -812,7 +812,9 @@ def _tell_the_highest(
     highest = np.nanmax(np.array(levels), axis=0)
     place = int(np.nanargmax(highest))
     words = f"↑ {x[place]:g}: {show(float(highest[place]))}"
-    panel.words(float(along[place]), panel.y[1], words, 0.12, -0.03, va="top", color=FAINT)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    panel.words(float(along[place]), panel.y[1], words, 0.35, -0.05, va="top", color=FAINT,
+                zorder=6, bbox=box)  # fmt: skip
 
 
 def _control_ruler(panel: Panel, name: str, log: bool) -> None:

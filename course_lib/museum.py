@@ -289,8 +289,8 @@ class Answers(ipywidgets.VBox):
 
     def __str__(self) -> str:
         return text(
-            zh=f"答案折叠着：运行这个单元格，再按“{_UNFOLD[0]}”。",
-            en=f"The answers are folded: run this cell and press “{_UNFOLD[1]}”.",
+            zh=f"答案折叠着：在 JupyterLab 里运行这个单元格，再按“{_UNFOLD[0]}”。",
+            en=f"The answers are folded: run this cell in JupyterLab and press “{_UNFOLD[1]}”.",
             between="\n",
         )
 
