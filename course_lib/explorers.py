@@ -96,7 +96,8 @@ class Explorer(ipywidgets.VBox):
         self._shown = ipywidgets.HTML()
         self._moving = False
         self._rows = len(controls) + self.more_rows
-        super().__init__([*self._sliders.values(), self._shown, self._names])
+        named = [self._names] if controls else []  # a picture alone has its alternative text
+        super().__init__([*self._sliders.values(), self._shown, *named])
         self.add_class("course-explorer")
         self.add_class("course-named")
         self._redraw()
