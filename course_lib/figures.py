@@ -85,6 +85,11 @@ def said(words: Words, between: str = " · ") -> str:
     return words if isinstance(words, str) else text(zh=words[0], en=words[1], between=between)
 
 
+def yes_or_no(answer: bool) -> tuple[str, str]:
+    """A truth value as a table shows it: (zh, en)."""
+    return ("是", "yes") if answer else ("否", "no")
+
+
 def size_text(size: float) -> str:
     """A number of bytes to read: ``5,056 B``, exact below 10 KiB; else three digits, ``1.25 MiB``.
 

@@ -107,10 +107,10 @@ def show_runs(runs: Mapping[bool, Run]) -> Explorer:
     caption = (
         f"损失逐位相同；峰值从 {size_text(plain.trace.peak)} 降到 "
         f"{size_text(flagged.trace.peak)}（−{less:.0%}）；"
-        f"每秒 {plain.pace:.1f} 步变成 {flagged.pace:.1f} 步；每步{zh}",
+        f"每秒步数的中位数，关 {plain.pace:.1f}，开 {flagged.pace:.1f}；每步{zh}",
         f"losses are bitwise equal; the peak falls from {size_text(plain.trace.peak)} to "
-        f"{size_text(flagged.trace.peak)} (−{less:.0%}); {plain.pace:.1f} steps per second become "
-        f"{flagged.pace:.1f}; per step, {en}",
+        f"{size_text(flagged.trace.peak)} (−{less:.0%}); steps per second, by the median: "
+        f"{plain.pace:.1f} off, {flagged.pace:.1f} on; per step, {en}",
     )
     return show(_draw_runs, (plain, flagged), caption, size=(8.2, 3.4))
 
