@@ -512,6 +512,9 @@ def lab_command(python, root, lesson, browser=True, options=()):
         "--LabApp.default_url=/lab/tree/" + lesson.relative_to(root).as_posix(),
         # What a lesson shows that is opened without a kernel.
         "--LabServerApp.extra_labextensions_path=" + str(ROOT / "course_lib" / "page"),
+        # Lines of prose are not as wide as the window: assets/page/custom.css.
+        "--LabApp.custom_css=True",
+        "--ServerApp.tornado_settings=static_custom_path=" + str(ROOT / "assets" / "page"),
     ]  # fmt: skip
     if not browser:
         command.append("--no-browser")

@@ -155,11 +155,22 @@ Grid = dict[tuple[int, int, int], Family]
 @dataclass(frozen=True)
 class SizesFrame:
     """What the explorer of four sizes shows. ``block``: bytes that one more block keeps, as
-    measured; ``formula``: as counted operator by operator; both None where depth cannot vary."""
+    measured; ``formula``: as counted operator by operator; both None where depth cannot vary.
+    ``start``: what the sliders begin with."""
 
     breakdown: Breakdown
     block: int | None
     formula: int
+    start: Breakdown
+
+    @property
+    def limit(self) -> int:
+        """Bytes at the end of the axis. It jumps by 8 and stays still in between, so that a step of
+        1.5 MiB does not look like one of 170."""
+        limit = self.start.peak
+        while limit < self.breakdown.peak:
+            limit *= 8
+        return limit
 
 
 def block_formula(sizes: Sizes) -> int:
@@ -182,7 +193,7 @@ def sizes_explorer(grid: Grid) -> Explorer:
             few, more = depths[:2]
             grown = kept(batch, sequence, more, width) - kept(batch, sequence, few, width)
             block = grown // (more - few)
-        return SizesFrame(found, block, block_formula(found.sizes))
+        return SizesFrame(found, block, block_formula(found.sizes), start)
 
     controls = [
         Control("batch", "批大小 b", "batch size b", BATCHES, 8),
@@ -190,6 +201,8 @@ def sizes_explorer(grid: Grid) -> Explorer:
         Control("depth", "深度（块数）", "depth (blocks)", depths, depths[-1]),
         Control("width", "宽度 h", "width h", widths, widths[len(widths) // 2]),
     ]
+    batch, *others = (control.start for control in controls)
+    start = grid[tuple(others)].at(batch)
     return Explorer(controls, frame, _draw_sizes, _sizes_caption, size=(8.2, 3.4))
 
 
@@ -205,17 +218,25 @@ def _draw_sizes(figure: Figure, data: SizesFrame) -> None:
         (("前向传播结束时", "end of forward"), found.kept),
         (("峰值时", "at the peak"), found.at_peak),
     ]
-    draw_bars(figure, rows, title=title)
+    framed = sum(data.start.kept.values()), data.start.peak
+    draw_bars(figure, rows, title=title, limit=data.limit, outlines=framed)
 
 
 def _sizes_caption(data: SizesFrame) -> tuple[str, str]:
-    formula = f"{data.formula:,}"
+    formula, start = f"{data.formula:,}", size_text(data.start.peak)
+    frame = (
+        f"虚线框：滑块一开始的位置，峰值 {start}。",
+        f"Dashed: where the sliders began, with a peak of {start}.",
+    )
     if data.block is None:
-        return f"每块保存，公式 {formula} 字节", f"each block keeps, formula: {formula} bytes"
+        return (
+            f"每块保存的激活值，按公式是 {formula} 字节。{frame[0]}",
+            f"Each block keeps {formula} bytes by the formula. {frame[1]}",
+        )
     measured = f"{data.block:,}"
     return (
-        f"每块保存的激活值：公式 {formula} 字节，实测 {measured} 字节",
-        f"each block keeps: {formula} bytes by the formula, {measured} bytes measured",
+        f"每块保存的激活值：公式 {formula} 字节，实测 {measured} 字节。{frame[0]}",
+        f"Each block keeps {formula} bytes by the formula, {measured} bytes measured. {frame[1]}",
     )
 
 

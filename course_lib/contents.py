@@ -100,7 +100,7 @@ CLAIMS = (
 def lessons() -> Table:
     """The lessons that are there, as links, with minutes, and the glossary."""
     return Table(
-        [("", ""), ("课程", "lesson"), ("学完你能", "afterwards you can"),
+        [("课号", "no."), ("课程", "lesson"), ("学完你能", "afterwards you can"),
          ("分钟", "minutes")],
         [
             [lesson.number, Link(lesson), lesson.able, lesson.minutes]
@@ -124,7 +124,7 @@ def claims() -> Table:
     """What articles say, the lesson where you test it, and what you have ticked off so far."""
     ticked = _ticked()
     return Table(
-        [("", ""), ("文章说", "articles say"), ("在哪一课验证", "tested in lesson")],
+        [("完成", "done"), ("文章说", "articles say"), ("在哪一课验证", "tested in lesson")],
         [["☑" if claim.key in ticked else "☐", (claim.zh, claim.en), claim.lesson]
          for claim in CLAIMS],
     )  # fmt: skip
@@ -138,7 +138,7 @@ def verdicts(**found: tuple[str, str]) -> Table:
     known = {claim.key: claim for claim in CLAIMS}
     rows = [[key, (known[key].zh, known[key].en), verdict] for key, verdict in found.items()]
     _tick(set(found))
-    return Table([("", ""), ("文章说", "articles say"), ("结论", "verdict")], rows)
+    return Table([("编号", "claim"), ("文章说", "articles say"), ("结论", "verdict")], rows)
 
 
 def _ticks_file() -> Path:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .explorers import Control, Explorer, progress
-from .figures import draw_timeline, size_text
+from .figures import draw_timeline, more_time_in_words, size_text
 from .memory import MemoryTrace, Role, measure
 
 
@@ -124,11 +124,14 @@ def _caption(choice: Choice) -> tuple[str, str]:
     chosen = choice.chosen
     kept = chosen.trace.kept[Role.CHECKPOINT] + chosen.trace.kept[Role.ACTIVATION]
     sizes = [size_text(size) for size in (chosen.trace.peak, kept, chosen.recomputed)]
-    low, middle, high = (f"{more:+.0%}" for more in choice.more_time)
     flops = f"{choice.more_flops:+.1%}"
+    time = ("", "")
+    if chosen is not choice.plain:
+        zh, en = more_time_in_words(*choice.more_time)
+        time = f"；{zh}", f"; {en}"
     return (
         f"峰值 {sizes[0]}；前向传播结束时保存 {sizes[1]}；一次最多重算出 {sizes[2]}；"
-        f"FLOPs {flops}；时间 {middle}（{low} 到 {high}）",
+        f"FLOPs {flops}{time[0]}",
         f"peak {sizes[0]}; kept at the end of forward {sizes[1]}; at most {sizes[2]} "
-        f"recomputed at a time; FLOPs {flops}; time {middle} ({low} to {high})",
+        f"recomputed at a time; FLOPs {flops}{time[1]}",
     )

@@ -26,6 +26,7 @@ from nbformat import NotebookNode
 
 from .contents import GLOSSARY, LESSONS, NOTEBOOKS, Lesson, lessons
 from .language import SWITCH_WORDS, Language, choose, text
+from .page_style import STYLE as PAGE_STYLE
 
 TITLE = ("梯度检查点：边量边学", "Gradient checkpointing, measured")
 HTML_LANG = {"zh": "zh-CN", "en": "en", "both": "zh-CN"}
@@ -123,7 +124,7 @@ def write(
     page, _ = _Exporter().from_notebook_node(readable(notebook, chosen))
     soup = BeautifulSoup(page, "html.parser")
     sheets = [sheet.extract().get_text() for sheet in soup("style")]
-    (folder / "style.css").write_text("\n".join([*sheets, STYLE]), encoding="utf-8")
+    (folder / "style.css").write_text("\n".join([*sheets, PAGE_STYLE, STYLE]), encoding="utf-8")
     sheet = soup.new_tag("link", attrs={"rel": "stylesheet", "href": "style.css"})
     _part(soup, "head").append(sheet)
     for script in soup("script"):

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import ipywidgets
 
-from .figures import SIZE, Picture, image_html, style
+from .figures import SIZE, Picture, image_html, picture_widths, style
 from .idle import kernel_shell, when_idle
 from .language import columns, language, on_change, spoken, text
+from .names import Names
 
 Item = TypeVar("Item")
 AROUND, ROW = 200, 32  # pixels: JupyterLab's bars and the caption; a slider
@@ -90,12 +91,15 @@ class Explorer(ipywidgets.VBox):
         self._drawn: dict[tuple, tuple[bytes, tuple[str, str]]] = {}  # by language and position
         self._png, self._words = b"", ("", "")
         self._sliders = {control.name: self._slider(control) for control in controls}
+        self._names = Names()
         self._name_sliders()
         self._shown = ipywidgets.HTML()
         self._moving = False
         self._rows = len(controls) + self.more_rows
-        super().__init__([*self._sliders.values(), self._shown])
+        named = [self._names] if controls else []  # a picture alone has its alternative text
+        super().__init__([*self._sliders.values(), self._shown, *named])
         self.add_class("course-explorer")
+        self.add_class("course-named")
         self._redraw()
         for slider in self._sliders.values():
             slider.observe(self._slid, "index")
@@ -157,7 +161,8 @@ class Explorer(ipywidgets.VBox):
     def close(self) -> None:
         """Take the explorer off the page and forget it."""
         getattr(self, "_stop_listening", lambda: None)()
-        for part in (*getattr(self, "_sliders", {}).values(), getattr(self, "_shown", None)):
+        parts = (getattr(self, name, None) for name in ("_shown", "_names"))
+        for part in (*getattr(self, "_sliders", {}).values(), *parts):
             if part is not None:
                 part.close()
         super().close()
@@ -254,12 +259,29 @@ class Explorer(ipywidgets.VBox):
                 found.append((far, (*here[:i], index, *here[i + 1 :])))
         return [position for _, position in sorted(found)[:AHEAD]]
 
+    @property
+    def width(self) -> int:
+        """Pixels of the picture, where there is room for all of it."""
+        return self._size()[0]
+
+    @property
+    def widths(self) -> tuple[str, str]:
+        """How narrow and how wide the page shows the picture, as :func:`picture_widths` says it."""
+        return picture_widths(self._size(), self._beside())
+
+    def _size(self) -> tuple[int, int]:
+        width, height = (round(length) for length in self._picture.bbox.size)
+        return width, height
+
+    def _beside(self) -> int:
+        return AROUND + ROW * self._rows
+
     def _page(self) -> str:
         """Picture and caption in one piece, so that they change together."""
-        width, height = (round(length) for length in self._picture.bbox.size)
+        width = self.width
         png = base64.b64encode(self._png).decode()
         return (
-            image_html(png, self.caption, (width, height), AROUND + ROW * self._rows)
+            image_html(png, self.caption, self._size(), self._beside())
             + f'<div style="line-height:1.5;max-width:{width}px">{spoken(*self._words)}</div>'
         )
 

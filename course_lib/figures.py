@@ -28,7 +28,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import Affine2D
+from matplotlib.transforms import Affine2D, Bbox, TransformedBbox
 
 from .language import language, text
 from .recorder import Phase, Role
@@ -58,18 +58,18 @@ ROLE_NAMES: dict[Role, tuple[str, str]] = {role: role.names for role in STACK}
 PHASE_NAMES: dict[Phase, tuple[str, str]] = {
     "forward": ("前向传播", "forward"),
     "backward": ("反向传播", "backward"),
-    "optimizer step": ("优化器步骤", "optimizer step"),
+    "optimizer step": ("参数更新阶段", "optimizer step"),
 }
 PHASE_IN_A_SENTENCE: dict[Phase, tuple[str, str]] = {
     "forward": ("前向传播", "the forward pass"),
     "backward": ("反向传播", "the backward pass"),
-    "optimizer step": ("优化器步骤", "the optimizer step"),
+    "optimizer step": ("参数更新阶段", "the optimizer step"),
 }
 _PHASE_TINTS = {"forward": "#fbfaf6", "backward": "#f4f0e6", "optimizer step": "#ebe6d8"}
-CURVE_COLOURS = tuple(
-    COLOURS[role] for role in (Role.CHECKPOINT, Role.ACTIVATION, Role.RECOMPUTED, Role.GRADIENT)
-)
 INK, FAINT, GRID = "#22262b", "#6b7178", "#d5d9de"
+# Two sides of a comparison, which are no roles. Checked like the roles, and against them.
+COMPARED = ("#f06060", "#541800")
+CURVE_COLOURS = (INK, *COMPARED, FAINT)
 
 SIZE = (8.2, 4.2)  # inches; with DPI, the width of a notebook
 DPI = 110
@@ -83,6 +83,11 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 def said(words: Words, between: str = " · ") -> str:
     """``words`` in the language in use."""
     return words if isinstance(words, str) else text(zh=words[0], en=words[1], between=between)
+
+
+def yes_or_no(answer: bool) -> tuple[str, str]:
+    """A truth value as a table shows it: (zh, en)."""
+    return ("是", "yes") if answer else ("否", "no")
 
 
 def size_text(size: float) -> str:
@@ -104,6 +109,35 @@ def size_text(size: float) -> str:
     if float(shortest) == value:
         return f"{sign}{shortest} {UNITS[power]}"
     return f"{sign}{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {UNITS[power]}"
+
+
+SCATTER = 0.5  # of the time of a step: rounds that lie further apart tell no number
+
+
+def more_time_in_words(low: float, middle: float, high: float) -> tuple[str, str]:
+    """What timings say of the extra time, or that they say nothing: (zh, en).
+
+    ``low``, ``middle``, ``high``: the least, the median and the greatest extra time of some rounds,
+    as shares. A number is told where all rounds agree whether the step got slower, and lie no
+    further apart than ``SCATTER``.
+    """
+    span = f"{low:+.0%}", f"{high:+.0%}"
+    if low < 0 < high:
+        return (
+            f"时间：看不出快慢，各轮从 {span[0]} 到 {span[1]}",
+            f"time: cannot be told, rounds scatter from {span[0]} to {span[1]}",
+        )
+    if high - low > SCATTER:
+        zh, en = ("更慢", "slower") if low >= 0 else ("更快", "faster")
+        return (
+            f"时间：{zh}，多少说不准，各轮从 {span[0]} 到 {span[1]}",
+            f"time: {en}, but by how much cannot be told, rounds scatter from {span[0]} "
+            f"to {span[1]}",
+        )
+    return (
+        f"时间 {middle:+.0%}（{span[0]} 到 {span[1]}）",
+        f"time {middle:+.0%} ({span[0]} to {span[1]})",
+    )
 
 
 def _unit_for(most: float) -> tuple[str, int]:
@@ -224,29 +258,53 @@ class Picture(Figure):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         png = base64.b64encode(self.png()).decode()
-        return {"text/html": image_html(png, str(self)), "image/png": png, "text/plain": str(self)}
+        width, height = (round(length) for length in self.bbox.size)
+        shown = image_html(png, str(self), (width, height))
+        return {"text/html": shown, "image/png": png, "text/plain": str(self)}
 
 
 def image_html(
     png: str, words: str, size: tuple[int, int] | None = None, beside: int | None = None
 ) -> str:
-    """A picture with ``words`` as its alternative text.
+    """A picture with ``words`` as its alternative text; where it gets too narrow, it scrolls.
 
-    ``png``: base64. ``size``: pixels. ``beside``: pixels of the window's height that it has to
-    leave to other things; below 400 pixels it does not shrink, because some places (Colab) tell
-    nothing useful of the window.
+    ``png``: base64. ``size``, ``beside``: pixels, see :func:`picture_widths`.
     """
-    shape = f'width="{size[0]}" height="{size[1]}" ' if size else ""
-    low = f"max-height:max(400px,calc(100vh - {beside}px));width:auto;" if beside else ""
+    shape, width = "", "max-width:100%"
+    if size:
+        least, most = picture_widths(size, beside)
+        shape, width = (
+            f'width="{size[0]}" height="{size[1]}" ',
+            f"min-width:{least};max-width:{most}",
+        )
     return (
+        '<div style="overflow-x:auto;width:0;min-width:100%">'
         f'<img src="data:image/png;base64,{png}" alt="{html.escape(words)}" {shape}'
-        f'decoding="sync" style="max-width:100%;{low}height:auto;border-radius:8px">'
+        f'decoding="sync" style="{width};height:auto;border-radius:8px"></div>'
     )
+
+
+LEAST_WIDTH = 680  # pixels at which the words of a picture of SIZE can still be read
+
+
+def picture_widths(size: tuple[int, int], beside: int | None = None) -> tuple[str, str]:
+    """The least and the greatest width of a picture, in the words of CSS.
+
+    ``size``: its pixels. ``beside``: pixels of the window's height that it leaves to other things;
+    below 400 pixels it does not get lower, because some places (Colab) tell nothing useful of the
+    window. A reader who zooms in gets a smaller window, in which it has to stay as wide as it was;
+    on a phone, which is narrower still, it takes what there is.
+    """
+    width, height = size
+    least = f"min({min(width, LEAST_WIDTH)}px,80vw)"
+    if beside is None:
+        return least, "100%"
+    return least, f"min(100%,calc({width / height:.4f} * max(400px,100vh - {beside}px)))"
 
 
 def _with_our_colours(palette: list[int]) -> list[int]:
     """The palette with colours that are almost one of ours, or white, set to just that."""
-    ours = ["#ffffff", *COLOURS.values(), *_PHASE_TINTS.values()]
+    ours = ["#ffffff", *COLOURS.values(), *COMPARED, *_PHASE_TINTS.values()]
     exact = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in ours])
     shades = np.array(palette).reshape(-1, 3)
     apart = np.abs(shades[:, None] - exact).max(2)
@@ -294,6 +352,13 @@ class Panel:
         self.figure.add_artist(
             Line2D(x, y, color=colour, transform=self.transform, zorder=layer, **look)
         )
+
+    def line_inside(self, x: Any, y: Any, colour: str, **look: Any) -> None:
+        """A line that ends where it leaves the panel."""
+        line = Line2D(x, y, color=colour, transform=self.transform, zorder=3, **look)
+        self.figure.add_artist(line)
+        box = Bbox.from_extents(*self.box)
+        line.set_clip_box(TransformedBbox(box, self.figure.dpi_scale_trans))
 
     def lines(self, segments: Sequence[Any], colour: str, width: float, layer: float) -> None:
         """Straight lines, each from one point to another."""
@@ -615,26 +680,38 @@ def draw_bars(
     rows: Sequence[tuple[Words, Mapping[Role, int] | MemoryTrace]],
     *,
     title: Words = "",
+    heading: Words = "",
     limit: int | None = None,
     budget: int | None = None,
+    outlines: Sequence[int] = (),
 ) -> None:
     """Draw one horizontal bar per row, stacked by role, its total at the end.
 
     ``rows``: a name and bytes by role; of a trace, those at its peak. ``title``: what to see.
-    ``limit``: bytes at the right end of the axis. ``budget``: bytes, drawn as a line.
+    ``heading``: what the names are. ``limit``: bytes at the right end of the axis. ``budget``:
+    bytes, drawn as a line. ``outlines``: for each row, the bytes of another bar, drawn as a frame.
     """
     bars = [(said(name, between="\n"), _by_role(value)) for name, value in rows]
     roles = [role for role in STACK if any(bar.get(role) for _, bar in bars)]
     entries = _role_entries(roles)
-    longest = max((_width(line, 10) for name, _ in bars for line in name.split("\n")), default=0)
+    head = said(heading, between="\n")
+    names = [line for name, _ in bars for line in name.split("\n")]
+    longest = max((_width(line, 10) for line in [*names, *head.split("\n")]), default=0)
     left, right = longest + 0.35, _legend_room(name for name, _ in entries)
     share = 0.8 / (figure.get_figwidth() - left - right)  # of the width, for the total at the end
-    most = max([limit or 0, budget or 0, *(sum(bar.values()) for _, bar in bars), 1]) / (1 - share)
+    sums = [sum(bar.values()) for _, bar in bars]
+    most = max([limit or 0, budget or 0, *sums, *outlines, 1]) / (1 - share)
     panel = _panel(
         figure, title, (0, most), (max(len(bars), 1) - 0.4, -0.6),
-        left=left, right=right, strip=0.22 if budget else 0.0,
+        left=left, right=right, strip=max(0.22 if budget else 0.0, 0.21 * len(head.splitlines())),
     )  # fmt: skip
-    panel.x_ruler(*_byte_ruler(most), across=True)
+    numbers, labels, unit = _byte_ruler(most)
+    name = text(zh=f"内存（{unit}）", en=f"memory ({unit})", between=" ")
+    panel.x_ruler(numbers, labels, name, across=True)
+    if head:
+        panel.words(0, panel.y[1], head, -0.1, 0.04, ha="right", va="bottom", color=FAINT,
+                    linespacing=1.35)  # fmt: skip
+    _draw_outlines(panel, outlines)
     for place, (name, bar) in enumerate(bars):
         panel.words(0, place, name, -0.1, ha="right", va="center", fontsize=10, linespacing=1.35)
         _draw_bar(panel, place, [(role, bar[role]) for role in roles if bar.get(role)])
@@ -655,6 +732,14 @@ def _draw_bar(panel: Panel, place: int, parts: Sequence[tuple[Role, int]]) -> No
         [COLOURS[role] for role, _ in parts],
     )
     panel.words(ends[-1], place, size_text(ends[-1]), 0.07, va="center_baseline", fontsize=10)
+
+
+def _draw_outlines(panel: Panel, sizes: Sequence[int]) -> None:
+    """A dashed frame round where each bar would be if it had that size."""
+    for place, size in enumerate(sizes):
+        x = [0, size, size, 0]
+        y = [place - 0.37, place - 0.37, place + 0.37, place + 0.37]
+        panel.line(x, y, FAINT, 1.5, linewidth=1, linestyle=(0, (4, 3)))
 
 
 def _draw_budget(panel: Panel, budget: int) -> None:
@@ -683,20 +768,24 @@ def draw_curves(
     x_name: Words = "",
     y_name: Words | None = None,
     limit: float | None = None,
+    top: float | None = None,
     log_x: bool = False,
     show: Callable[[float], str] = size_text,
 ) -> None:
     """Draw quantities over a control, the chosen position marked and read off in the legend.
 
     ``x``: the control's values. ``mark``: the index of the chosen one. ``y_name``: what the
-    quantities are, with their unit; None for bytes, which label themselves. ``limit``: top of the
-    axis. ``show``: how a value at the mark is written.
+    quantities are, with their unit; None for bytes, which label themselves. ``limit``: what the
+    axis reaches at least. ``top``: what it reaches at most; what is higher is told in figures, so
+    that one position does not flatten all others. ``show``: how a value at the mark is written.
     """
     colours = [curve.colour or CURVE_COLOURS[i % len(CURVE_COLOURS)]
                for i, curve in enumerate(curves)]  # fmt: skip
     names = [said(curve.name, between=" ") for curve in curves]
     levels = [np.array(curve.values, dtype=float) for curve in curves]  # None becomes NaN
     most = max([limit or 0, *(float(np.nanmax(level, initial=0)) for level in levels)]) or 1
+    beyond = top is not None and most > top
+    most = min(most, top or most)
     along = np.log2(x) if log_x else np.array(x, dtype=float)
     panel = _panel(figure, title, _with_margin(along), (0, most * 1.12), left=0.8,
                    right=_legend_room([*names, " " * 16]))  # fmt: skip
@@ -708,12 +797,29 @@ def draw_curves(
     _control_ruler(panel, said(x_name), log_x)
     dots: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(x) <= 40 else {}
     for level, colour in zip(levels, colours, strict=True):
-        panel.line(along, level, colour, linewidth=2, **dots)
+        draw = panel.line_inside if beyond else panel.line
+        draw(along, level, colour, linewidth=2, **dots)
+    if beyond:
+        _tell_the_highest(panel, x, along, levels, show)
     if mark is not None:
-        _mark_position(panel, along[mark], [level[mark] for level in levels], colours)
+        marked = [min(level[mark], panel.y[1]) for level in levels]
+        _mark_position(panel, along[mark], marked, colours)
         names = [f"{name}\n{_reading(level[mark], show)}"
                  for name, level in zip(names, levels, strict=True)]  # fmt: skip
     _legend(panel, list(zip(names, colours, strict=True)), 0.225 if mark is None else 0.52)
+
+
+def _tell_the_highest(
+    panel: Panel, x: Sequence[float], along: np.ndarray, levels: Sequence[np.ndarray],
+    show: Callable[[float], str],
+) -> None:  # fmt: skip
+    """Where a curve leaves the panel upwards: how far it goes, and at which position."""
+    highest = np.nanmax(np.array(levels), axis=0)
+    place = int(np.nanargmax(highest))
+    words = f"↑ {x[place]:g}: {show(float(highest[place]))}"
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    panel.words(float(along[place]), panel.y[1], words, 0.35, -0.05, va="top", color=FAINT,
+                zorder=6, bbox=box)  # fmt: skip
 
 
 def _control_ruler(panel: Panel, name: str, log: bool) -> None:

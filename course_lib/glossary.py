@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .contents import GLOSSARY, LESSONS, NOTEBOOKS
+from .language import SWITCH_WORDS
 
 _THERE = {lesson.number: lesson for lesson in LESSONS if lesson.exists}
 
@@ -157,22 +158,34 @@ PHRASES = ((r"峰值内存|峰值显存", r"peak memory"), (r"权衡", r"trade-?
 
 
 def page() -> dict[str, Any]:
-    """The glossary as a notebook without code, which can be read wherever notebooks can."""
+    """The glossary as a notebook whose only code is the language switch."""
     cells = [_markdown(f"# {GLOSSARY.zh} · {GLOSSARY.en}")]
     cells += _prose(
         "课程里的词，中文和英文各叫什么，指的是什么。箭头指向讲到它的那一课。",
         "The words of the course: what they are called in Chinese and in English, and what they "
         "mean. The arrow leads to the lesson that deals with it.",
     )
+    cells.append(_switch())
     for name, terms in SECTIONS:
         cells.append(_markdown(f"## {name}"))
         for term in filter(Term.is_shown, terms):
             cells += [_markdown(f"### {term.heading}"), *_prose(*_entry(term))]
-    for number, cell in enumerate(cells):
+    others = (cell for cell in cells if cell["cell_type"] == "markdown")
+    for number, cell in enumerate(others):
         cell["id"] = f"term-{number}"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def _switch() -> dict[str, Any]:
+    """The cell that lets a reader choose a language, with what it shows where no widget runs."""
+    source = ["from course_lib.language import switch\n", "\n", "switch()"]
+    shown = {"text/plain": [SWITCH_WORDS]}
+    output = {"data": shown, "execution_count": 1, "metadata": {}, "output_type": "execute_result"}
+    tags = {"tags": ["setup", "nbval-ignore-output"]}
+    return {"cell_type": "code", "execution_count": 1, "id": "switch", "metadata": tags,
+            "outputs": [output], "source": source}  # fmt: skip
 
 
 def _entry(term: Term) -> Iterator[str]:

@@ -6,6 +6,7 @@ exhibit's inspection, so it can be read without a browser.
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +14,19 @@ from typing import Any
 import ipywidgets
 
 from .answers import remember, remembered
-from .exhibits import EXHIBITS, LOUDNESS, Exhibit, Inspection, number_of
+from .exhibits import EXHIBITS, LOUDNESS, Exhibit, Inspection, catalogue, number_of
 from .language import Table, on_change, spoken, text
 
 INK, RIGHT, WRONG = "#22262b", "#c9f2e2", "#fbd5d1"
 _CODE_STYLE = (
     f"background:#f5f6f8;color:{INK};border-radius:8px;padding:10px 14px;margin:6px 0;"
     "line-height:1.45;font-size:13px;overflow-x:auto;white-space:pre;"
+    "box-sizing:border-box;width:0;min-width:100%;"  # scrolls by itself, not its surroundings
     "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 )
+_LINE = "max-width:44em;line-height:1.5;overflow-wrap:break-word"  # of an explanation
+# By name: those to see first, in this order. One raises, one warns, three keep silent.
+FIRST = ("frozen-input", "batch-norm", "weight-changed", "late-binding", "fewer-tensors")
 _CHANGED_STYLE = f"background:{RIGHT};color:{INK};display:inline-block;min-width:100%"
 
 
@@ -41,7 +46,7 @@ def label(exhibit: Exhibit) -> str:
     zh, en = exhibit.title
     zh, en = (f"<b>№ {number_of(exhibit)}　{html.escape(title)}</b>" for title in (zh, en))
     heading = spoken(zh, en, markup=True)
-    return heading + code_html(exhibit.code)
+    return f'<div style="{_LINE}">{heading}</div>' + code_html(exhibit.code)
 
 
 def revelation(exhibit: Exhibit, before: Inspection, after: Inspection) -> str:
@@ -50,7 +55,8 @@ def revelation(exhibit: Exhibit, before: Inspection, after: Inspection) -> str:
     parts = [spoken(f"<b>{zh}</b>", f"<b>{en}</b>", markup=True)]
     for words in filter(None, [before.error, *before.warned]):
         words = html.escape(_shortened(words))
-        parts.append(f'<div style="{_CODE_STYLE};white-space:pre-wrap">{words}</div>')
+        style = f"{_CODE_STYLE};white-space:pre-wrap;overflow-wrap:anywhere"
+        parts.append(f'<div style="{style}">{words}</div>')
     parts.append(_row("same_gradients", before.agreement.zh, before.agreement.en))
     if before.peaks:
         parts.append(_peaks_row(before.peaks))
@@ -79,7 +85,7 @@ def _row(name: str | tuple[str, str], zh: str, en: str) -> str:
         for head, words in zip(names, (zh, en), strict=True)
     ]
     both = spoken(*lines, markup=True, tag="span")
-    return f'<div style="margin:5px 0;line-height:1.5">{both}</div>'
+    return f'<div style="margin:5px 0;{_LINE}">{both}</div>'
 
 
 def _peaks_row(peaks: tuple[int, int]) -> str:
@@ -99,14 +105,18 @@ def issue_url(issue: str) -> str:
 
 
 def _link(issue: str) -> str:
-    return f'<a href="{issue_url(issue)}" target="_blank" rel="noopener">{html.escape(issue)}</a>'
+    return (
+        f'<a href="{issue_url(issue)}" target="_blank" rel="noopener" '
+        f'style="text-decoration:underline">{html.escape(issue)}</a>'
+    )
 
 
 class Museum(ipywidgets.VBox):
-    """Pick an exhibit, guess whether it raises, warns or keeps silent, and see.
+    """Go from one exhibit to the next, guess whether it raises, warns or keeps silent, and see.
 
     ``guesses``: exhibit name to what the learner said, in this kernel or in one before. Nothing
-    runs before the guess.
+    runs before the guess. ``tour``: the exhibits' places in the order in which the buttons lead
+    through them: those of ``FIRST`` first.
     """
 
     def __init__(self, exhibits: Sequence[Exhibit] = EXHIBITS):
@@ -115,7 +125,18 @@ class Museum(ipywidgets.VBox):
         self._truths: dict[str, str] = {}  # what the exhibits guessed so far do
         self._found: dict[str, tuple[Inspection, Inspection]] = {}
         self._recall()
-        self._pick = ipywidgets.Dropdown(layout={"width": "100%", "max_width": "640px"})
+        names = [exhibit.name for exhibit in self.exhibits]
+        first = [names.index(name) for name in FIRST if name in names]
+        self._first = len(first)
+        self.tour = first + [place for place in range(len(names)) if place not in first]
+        self._pick = ipywidgets.Dropdown(
+            layout={"width": "auto", "max_width": "640px"},
+            style={"description_width": "initial"},
+        )
+        self._moves = {by: ipywidgets.Button(layout={"width": "auto"}) for by in (-1, 1)}
+        for by, button in self._moves.items():
+            button.on_click(lambda _, by=by: self.move(by))
+        self._place = ipywidgets.HTML()
         self._buttons = {
             loudness: ipywidgets.Button(layout={"width": "auto"}) for loudness in LOUDNESS
         }
@@ -127,9 +148,15 @@ class Museum(ipywidgets.VBox):
             [self._question, *self._buttons.values(), self._score],
             layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0.5em"},
         )
-        super().__init__([self._pick, self._label, bar, self._answer])
+        way = ipywidgets.HBox(
+            [*self._moves.values(), self._place],
+            layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0.5em"},
+        )
+        super().__init__([self._pick, way, self._label, bar, self._answer])
         self.add_class("course-museum")
         self._speak()
+        self._pick.value = self.tour[0]
+        self._show()
         self._pick.observe(lambda _: self._show(), "value")
         on_change(self._speak)
 
@@ -141,6 +168,11 @@ class Museum(ipywidgets.VBox):
     def go_to(self, name: str) -> None:
         """Show the exhibit of that name."""
         self._pick.value = [exhibit.name for exhibit in self.exhibits].index(name)
+
+    def move(self, by: int) -> None:
+        """Go on by so many exhibits of the tour, or back; stay where it ends."""
+        stop = self.tour.index(self._pick.value or 0) + by
+        self._pick.value = self.tour[min(max(stop, 0), len(self.tour) - 1)]
 
     def guess(self, loudness: str) -> None:
         """Say what this exhibit does; it is then run, and the truth shown. First guesses count."""
@@ -173,8 +205,12 @@ class Museum(ipywidgets.VBox):
                 hit = self._truths[exhibit.name] == self.guesses[exhibit.name]
                 mark = "✓" if hit else "✗"
             title = text(zh=exhibit.title[0], en=exhibit.title[1])
-            options.append((f"{mark} № {number_of(exhibit)}  {title}", place))
+            star = " ★" if exhibit.name in FIRST else ""
+            options.append((f"{mark} № {number_of(exhibit)}{star}  {title}", place))
         self._pick.options = options
+        self._pick.description = text(zh="展品", en="exhibit", between=" ")
+        self._moves[-1].description = text(zh="← 上一件", en="← previous")
+        self._moves[1].description = text(zh="下一件 →", en="next →")
         self._pick.value = chosen or 0
         for loudness, button in self._buttons.items():
             zh, en = LOUDNESS[loudness]
@@ -199,11 +235,22 @@ class Museum(ipywidgets.VBox):
             colour = RIGHT if true else WRONG if loudness == guess else None
             button.icon = "" if colour is None else "check" if true else "times"
             button.style.button_color, button.style.text_color = colour, colour and INK
-        seen, right = len(self.guesses), self.right
+        seen, right, all_of_them = len(self.guesses), self.right, len(self.exhibits)
         self._score.value = spoken(
-            f"猜中 {right} / {seen}，共 {len(self.exhibits)} 件",
-            f"right {right} of {seen}; {len(self.exhibits)} exhibits", tag="span",
+            f"猜了 {seen} / {all_of_them} 件，猜中 {right} 件",
+            f"guessed {seen} of {all_of_them}, {right} of them right", tag="span",
         )  # fmt: skip
+        stop = self.tour.index(self._pick.value or 0)
+        self._moves[-1].disabled, self._moves[1].disabled = stop == 0, stop == len(self.tour) - 1
+        self._place.value = spoken(*self._stop_in_words(stop), tag="span")
+
+    def _stop_in_words(self, stop: int) -> tuple[str, str]:
+        """Where on the tour this is: (zh, en)."""
+        first, rest = self._first, len(self.tour) - self._first
+        if stop < first:
+            zh, en = f"先看这 {first} 件（★）", f"these {first} first (★)"
+            return f"{zh}：第 {stop + 1} 件", f"{en}: {stop + 1} of {first}"
+        return f"其余：第 {stop - first + 1} / {rest} 件", f"the rest: {stop - first + 1} of {rest}"
 
     def __str__(self) -> str:
         rows = [[number_of(exhibit), exhibit.title] for exhibit in self.exhibits]
@@ -219,3 +266,51 @@ class Museum(ipywidgets.VBox):
                 f"<details><summary>№ {number_of(exhibit)} {title}</summary>{code}</details>"
             )
         return {**bundle, "text/plain": str(self), "text/html": "".join(drawers)}
+
+
+class Answers(ipywidgets.VBox):
+    """All the exhibits' answers behind a button: they are found out when it is pressed.
+
+    So a lesson does not store them for everybody to read, and neither does running its cells show
+    them to a learner who is still guessing.
+    """
+
+    def __init__(self) -> None:
+        self._button = ipywidgets.Button(layout={"width": "auto", "align_self": "flex-start"})
+        self._table = ipywidgets.HTML()
+        self._button.on_click(lambda _: self.press())
+        super().__init__([self._button, self._table])
+        self._speak()
+        on_change(self._speak)
+
+    @functools.cached_property
+    def table(self) -> Table:
+        """What :func:`catalogue` finds; all exhibits run, the first time that it is asked for."""
+        return catalogue()
+
+    @property
+    def unfolded(self) -> bool:
+        return bool(self._table.value)
+
+    def press(self) -> None:
+        """Unfold the answers, or fold them again."""
+        self._table.value = "" if self.unfolded else self.table._repr_mimebundle_()["text/html"]
+        self._speak()
+
+    def _speak(self) -> None:
+        zh, en = ("收起答案", "fold the answers") if self.unfolded else _UNFOLD
+        self._button.description = text(zh=zh, en=en)
+
+    def __str__(self) -> str:
+        return text(
+            zh=f"答案折叠着：在 JupyterLab 里运行这个单元格，再按“{_UNFOLD[0]}”。",
+            en=f"The answers are folded: run this cell in JupyterLab and press “{_UNFOLD[1]}”.",
+            between="\n",
+        )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
+        return {**bundle, "text/plain": str(self)}
+
+
+_UNFOLD = ("看全部答案", "show all answers")

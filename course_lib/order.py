@@ -121,7 +121,7 @@ def missing(shell: Any, name: str) -> str | None:
     zh, en = (f"“{zh}”一节里的", f", under “{en}”") if zh else ("", "")
     return text(
         zh=f"这里还没有 {name}。它由{zh}这个单元格产生：\n\n    {line}\n\n"
-        "请先运行那个单元格，或用菜单 Run（运行）里的 Run All Above Selected Cell，"
+        "请先运行那个单元格，或用菜单“运行 ▸ 运行选中单元格上方的所有单元格”，"
         "把上面的单元格都运行一遍。",
         en=f"there is no {name} yet. It is made in the cell with this line{en}:\n\n"
         f"    {line}\n\n"

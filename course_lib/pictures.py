@@ -6,38 +6,47 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .explorers import Explorer, show
-from .figures import PHASE_NAMES, draw_bars, draw_timeline, size_text
-from .language import Table
+from .figures import PHASE_IN_A_SENTENCE, PHASE_NAMES, draw_bars, draw_timeline, size_text
+from .language import Bilingual, Table
 from .memory import MemoryTrace, Role
 
 
 def show_timeline(trace: MemoryTrace, limit: int | None = None) -> Explorer:
     """Memory over one step, stacked by role; ``limit``: bytes at the top of the axis."""
     zh, en = PHASE_NAMES[trace.peak_phase]
-    source = _SOURCES.get(trace.source, trace.source)
+    source = _SOURCES.get(trace.source, (trace.source, trace.source))
     peak, kept = size_text(trace.peak), size_text(sum(trace.kept.values()))
     caption = (
-        f"前向传播结束时 {kept}，峰值 {peak}（{zh}），数据来源：{source}",
-        f"{kept} at the end of forward, peak {peak} ({en}); source: {trace.source}",
+        f"前向传播结束时 {kept}，峰值 {peak}（{zh}），数据来源：{source[0]}",
+        f"{kept} at the end of forward, peak {peak} ({en}); source: {source[1]}",
     )
 
     return show(lambda figure, data: draw_timeline(figure, data, limit=limit), trace, caption)
 
 
+def peak_in_words(trace: MemoryTrace) -> Bilingual:
+    """How high the peak is, and in which phase it falls, as a sentence."""
+    zh, en = PHASE_IN_A_SENTENCE[trace.peak_phase]
+    peak = size_text(trace.peak)
+    return Bilingual(zh=f"峰值 {peak}，落在{zh}。", en=f"The peak, {peak}, falls in {en}.")
+
+
 _SOURCES = {
-    "cpu allocator": "CPU 分配器",
-    "cuda allocator": "CUDA 分配器",
-    "simulated": "模拟张量",
+    "cpu allocator": ("CPU 分配器", "the CPU allocator"),
+    "cuda allocator": ("CUDA 分配器", "the CUDA allocator"),
+    "simulated": ("模拟张量", "simulated tensors"),
 }
 
 
 def show_bars(
     traces: Mapping[str | tuple[str, str], MemoryTrace | Mapping[Role, int]],
     title: tuple[str, str] | str = "",
+    heading: tuple[str, str] | str = "",
 ) -> Explorer:
     """The peaks of several steps beside each other, stacked by role.
 
     ``traces``: by name, or by (zh, en); bytes by role, as a GPU's file has them, do as well.
+    ``title``: what to see; the lowest peak if there is none. ``heading``: what the names are.
     """
     rows = list(traces.items())
     sizes = [(name, size_text(_peak(trace))) for name, trace in rows]
@@ -45,9 +54,15 @@ def show_bars(
         "；".join(f"{_named(name, 0)}：{size}" for name, size in sizes),
         "; ".join(f"{_named(name, 1)}: {size}" for name, size in sizes),
     ]
-    height = 1.4 + 0.42 * len(rows)
+    height = 1.6 + 0.42 * len(rows)
+    if not title and rows:
+        name, least = min(rows, key=lambda row: _peak(row[1]))
+        size, (zh, en) = size_text(_peak(least)), (_named(name, 0), _named(name, 1))
+        if heading:
+            zh, en = f"{_named(heading, 0)}：{zh}", f"{_named(heading, 1)}: {en}"
+        title = f"最低的峰值是 {size}（{zh}）", f"The lowest peak is {size} ({en})"
     return show(
-        lambda figure, data: draw_bars(figure, data, title=title),
+        lambda figure, data: draw_bars(figure, data, title=title, heading=heading),
         rows, (f"峰值：{words[0]}", f"peaks: {words[1]}"), size=(8.2, max(height, 2.9)),
     )  # fmt: skip
 

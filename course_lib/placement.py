@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from .explorers import Control, Explorer, progress, show
 from .figures import (
     COLOURS,
+    COMPARED,
     FAINT,
     INK,
     Curve,
@@ -34,12 +35,13 @@ from .recorder import Role
 
 KEPT, AGAIN = COLOURS[Role.ACTIVATION], COLOURS[Role.RECOMPUTED]
 CHECKPOINT = COLOURS[Role.CHECKPOINT]
+EVEN, BEST = COMPARED
 
 
 def layers_table(chain: Chain) -> Table:
     """What each layer of a chain costs."""
     return Table(
-        [("", ""), ("层", "layer"), ("存下时保存", "memory if kept"), ("输出", "output"),
+        [("序号", "number"), ("层", "layer"), ("存下时保存", "memory if kept"), ("输出", "output"),
          ("参数梯度", "gradients"), ("前向 FLOPs", "forward FLOPs")],
         [
             [str(i), layer.name, size_text(layer.kept), size_text(layer.boundary),
@@ -87,6 +89,9 @@ def counts_explorer(counts: Counts, start: int) -> Explorer:
     return Explorer([control], lambda checkpoints: (counts, checkpoints), _draw_counts, _say_counts)
 
 
+FLATTENING = 6  # times the lowest peak: a position above that would make all others look alike
+
+
 def _draw_counts(figure: Figure, data: tuple[Counts, int]) -> None:
     counts, chosen = data
     along = list(counts.found)
@@ -97,7 +102,7 @@ def _draw_counts(figure: Figure, data: tuple[Counts, int]) -> None:
         Curve(("一次重算出的", "recomputed at a time"), [one.recomputed for one in found], AGAIN),
     ]
     if counts.formula:
-        curves.insert(1, Curve("k + n/k", [counts.formula(k) for k in along], KEPT))
+        curves.insert(1, Curve("k + n/k", [counts.formula(k) for k in along], EVEN))
     best = counts.best
     title = (
         f"{best} 个检查点时峰值最低：{size_text(counts[best].peak)}",
@@ -109,6 +114,7 @@ def _draw_counts(figure: Figure, data: tuple[Counts, int]) -> None:
         curves,
         mark=along.index(chosen),
         title=title,
+        top=FLATTENING * counts[best].peak,
         x_name=("检查点数量，均匀分布", "number of checkpoints, evenly spread"),
     )
 
@@ -236,12 +242,12 @@ def _draw_frontier(
     name = text(zh=f"内存预算（{unit}）", en=f"memory budget ({unit})", between=" ")
     panel.x_ruler([mark * size for mark in marks], [f"{mark:,g}" for mark in marks], name)
     if even:
-        panel.line(*_stairs([b for b, _ in even], [share for _, share in even]), KEPT, linewidth=2)
-    panel.line(*_stairs(values, best), CHECKPOINT, linewidth=2.4)
+        panel.line(*_stairs([b for b, _ in even], [share for _, share in even]), EVEN, linewidth=2)
+    panel.line(*_stairs(values, best), BEST, linewidth=2.4)
     panel.line([budget, budget], panel.y, FAINT, 2.5, linewidth=1, linestyle=(0, (3, 3)))
     chosen = budgets.share(budgets.best[budget].prediction)
-    panel.line([budget], [chosen], CHECKPOINT, 5, marker="o", markersize=8, markeredgecolor="white")
-    for i, (key, colour) in enumerate([(("最优", "best"), CHECKPOINT), (("均匀", "even"), KEPT)]):
+    panel.line([budget], [chosen], BEST, 5, marker="o", markersize=8, markeredgecolor="white")
+    for i, (key, colour) in enumerate([(("最优", "best"), BEST), (("均匀", "even"), EVEN)]):
         y = top - 0.12 - 0.24 * i
         figure_panel = Panel(
             figure, (width - 1.3, y - 0.05, width - 1.12, y + 0.05), (0, 1), (0, 1)
@@ -322,6 +328,19 @@ def _say_budget(data: tuple[Budgets, int]) -> tuple[str, str]:
 # --- a placement of one's own -------------------------------------------------------------------
 
 STATES = ("keep", "begin", "join")
+PLACED = (8.2, 4.4)  # inches, of the picture
+STRIP = (0.85, 0.25)  # inches left and right of the bars, and of the buttons above them
+_BARE = {"margin": "0", "padding": "0"}
+
+
+def _part(inches: float) -> dict[str, str]:
+    """The layout of what is as wide as so many inches of the picture."""
+    return {
+        "flex": "0 0 auto",
+        "width": f"{100 * inches / PLACED[0]:.4f}%",
+        "min_width": "0",
+        **_BARE,
+    }
 
 
 class Placement(ipywidgets.VBox):
@@ -334,11 +353,24 @@ class Placement(ipywidgets.VBox):
         self.chain, self.budget = chain, budget
         self.best = best_plan(chain, budget)
         self.states = ["keep"] * len(chain)
-        self._wide = f"{max(30, min(46, 830 // len(chain) - 2))}px"  # one row up to 26 layers
         self._buttons = [self._button(i) for i in range(len(chain))]
-        self.picture = Explorer((), self._frame, _draw_placement, _say_placement, size=(8.2, 4.4))
-        row = ipywidgets.HBox(self._buttons, layout={"flex_flow": "row wrap", "max_width": "902px"})
-        super().__init__([row, self.picture])
+        self.picture = Explorer((), self._frame, _draw_placement, _say_placement, size=PLACED)
+        least, most = self.picture.widths
+        margins = [ipywidgets.Box(layout=_part(margin)) for margin in STRIP]
+        row = ipywidgets.HBox(
+            [margins[0], *self._buttons, margins[1]],
+            layout={
+                "width": f"{self.picture.width}px",
+                "min_width": least,
+                "max_width": most,
+                **_BARE,
+            },
+        )
+        # Buttons and picture scroll together, so that each button stays over its bar.
+        above = ipywidgets.Box([row], layout={"margin": "var(--jp-widgets-margin)", "padding": "0"})
+        both = ipywidgets.VBox([above, self.picture], layout={"min_width": least, **_BARE})
+        super().__init__([both], layout={"overflow": "auto"})
+        self.add_class("course-placement")
         on_change(self._name_buttons)
         self._name_buttons()
 
@@ -368,7 +400,8 @@ class Placement(ipywidgets.VBox):
         self.picture.move()
 
     def _button(self, layer: int) -> ipywidgets.Button:
-        button = ipywidgets.Button(layout={"width": self._wide, "margin": "1px", "padding": "0"})
+        share = (PLACED[0] - sum(STRIP)) / len(self.chain)
+        button = ipywidgets.Button(layout={**_part(share), "border": "1px solid transparent"})
         button.on_click(lambda _: self.press(layer))
         return button
 
@@ -423,8 +456,9 @@ def _draw_placement(figure: Figure, placed: Placed) -> None:
             f"It fits, FLOPs {mine}; the best is {best}",
         )
     top = _title(figure, title)
+    left, right = STRIP
     strip = Panel(
-        figure, (0.85, top - 0.75, width - 0.25, top - 0.15), (0, len(placed.chain)), (0, 1)
+        figure, (left, top - 0.75, width - right, top - 0.15), (0, len(placed.chain)), (0, 1)
     )
     _draw_strip(strip, placed.plan, placed.chain)
     _strip_legend(figure, 0.85, 0.2, [(("其余", "the rest"), COLOURS[Role.TEMPORARY])])
@@ -474,4 +508,4 @@ def _say_placement(placed: Placed) -> tuple[str, str]:
 def show_plan(chain: Chain, plan: Plan, budget: int) -> Explorer:
     """A plan, its memory over the step, and the best plan for the budget, as a picture."""
     placed = Placed(chain, budget, plan, predict(plan, chain), best_plan(chain, budget))
-    return show(_draw_placement, placed, _say_placement, size=(8.2, 4.4))
+    return show(_draw_placement, placed, _say_placement, size=PLACED)

@@ -382,9 +382,16 @@ class Player(Explorer):
         slider.index = min(max(slider.index + by, 0), len(slider.options) - 1)
 
     def _name_buttons(self) -> None:
-        back, on = self._buttons
-        back.tooltip = text(zh="退一步", en="one step back")
-        on.tooltip = text(zh="进一步", en="one step on")
+        words = {
+            "play": text(zh="播放", en="play"),
+            "pause": text(zh="暂停", en="pause"),
+            "stop": text(zh="停下，回到开头", en="stop, back to the start"),
+            "step-backward": text(zh="退一步", en="one step back"),
+            "step-forward": text(zh="进一步", en="one step on"),
+        }
+        for button in self._buttons:
+            button.tooltip = words[button.icon]
+        self._names.buttons = words
 
     def close(self) -> None:
         getattr(self, "_stop_naming", lambda: None)()

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from .explorers import Control, Explorer, progress
-from .figures import COLOURS, FAINT, INK, Panel, said, size_text, write
+from .figures import COLOURS, COMPARED, FAINT, INK, Panel, said, size_text, write
 from .language import Table
 from .memory import MemoryTrace, Role, measure, simulated
 from .models import Block, Sizes
@@ -127,8 +127,8 @@ def _draw_sizes(panel: Panel, chosen: Segmented, found: Sequence[Segmented]) -> 
     panel.y_ruler(numbers, [f"{number:g}" for number in numbers], "MiB")
     panel.x_ruler(
         [one.segments for one in found], [str(one.segments) for one in found],
-        said(("段数。宽的绿条是峰值，里面窄的蓝条是前向结束时保存的",
-              "segments. Wide green bars: the peak; narrow blue ones: kept at the end of forward")),
+        said(("段数。宽条是峰值，里面的窄条是前向结束时保存的",
+              "segments. Wide bars: the peak; narrow ones: kept at the end of forward")),
     )  # fmt: skip
     shapes, colours = [], []
     for one in found:
@@ -136,12 +136,9 @@ def _draw_sizes(panel: Panel, chosen: Segmented, found: Sequence[Segmented]) -> 
         if one.peak is None or one.kept is None:
             panel.words(one.segments, 0, "✗", 0, 0.05, ha="center", fontsize=13, color=shade)
             continue
-        for value, wide, role in (
-            (one.peak, 0.36, Role.RECOMPUTED),
-            (one.kept, 0.21, Role.CHECKPOINT),
-        ):
+        for value, wide, colour in ((one.peak, 0.36, COMPARED[0]), (one.kept, 0.21, COMPARED[1])):
             shapes.append(_rectangle(one.segments - wide, 0, one.segments + wide, value / MIB))
-            colours.append(COLOURS[role] if one is chosen else _paler(COLOURS[role]))
+            colours.append(colour if one is chosen else _paler(colour))
         panel.words(one.segments, one.peak / MIB, f"{one.peak / MIB:.1f}", 0, 0.04, ha="center",
                     fontsize=9, color=shade)  # fmt: skip
     panel.areas(shapes, colours)
@@ -328,8 +325,8 @@ def savings_table(found: Sequence[Saving]) -> Table:
              _change(one.flops, base.flops)]
         )  # fmt: skip
     return Table(
-        [("模型", "model"), ("检查点", "checkpoints"), ("保存", "kept"), ("", ""),
-         ("整步峰值", "peak of the step"), ("", ""), ("FLOPs", "FLOPs")], rows,
+        [("模型", "model"), ("检查点", "checkpoints"), ("保存", "kept"), ("变化", "change"),
+         ("整步峰值", "peak of the step"), ("变化", "change"), ("FLOPs", "FLOPs")], rows,
     )  # fmt: skip
 
 
@@ -398,6 +395,14 @@ def time_kinds(
     return found
 
 
+def _told(slowdown: Slowdown) -> str | tuple[str, str]:
+    """The median, unless half of the rounds do not even agree on the sign."""
+    low, high = slowdown.quartiles
+    if low < 1 < high:
+        return "说不准", "cannot be told"
+    return f"{slowdown.median - 1:+.0%}"
+
+
 def slowdown_table(
     found: Sequence[Slowdown], gpus: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 ) -> Table:
@@ -406,7 +411,7 @@ def slowdown_table(
     ``gpus``: by card, the medians of the large models, by the kind's English name.
     """
     rows = [
-        [one.kind.name, f"{one.median - 1:+.0%}",
+        [one.kind.name, _told(one),
          " … ".join(f"{quarter - 1:+.0%}" for quarter in one.quartiles),
          *(f"{medians[one.kind.name[1]] - 1:+.0%}" for medians in gpus.values())]
         for one in found

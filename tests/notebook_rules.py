@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from glossary import missing_terms, wrong_words
 from nbformat import NotebookNode
@@ -189,6 +190,38 @@ def short_code(lesson: Lesson) -> list[str]:
         if not LONGER_CELLS & set(tags(cell))
         and (length := sum(bool(line.strip()) for line in cell.source.splitlines())) > MAX_LINES
     ]
+
+
+RAW = (
+    ast.Compare, ast.BoolOp, ast.BinOp, ast.Constant, ast.JoinedStr, ast.Dict, ast.List, ast.Tuple,
+    ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp,
+)  # fmt: skip
+
+
+def no_raw_results(lesson: Lesson) -> list[str]:
+    """A result is a sentence, a table or a picture: no tuple, dictionary, string or truth value."""
+    complaints = []
+    for cell in lesson.code:
+        statements = ast.parse(cell.source).body
+        last = statements[-1] if statements else None
+        if isinstance(last, ast.Expr) and isinstance(last.value, RAW):
+            complaints.append(f"{named(cell)}: ends in {ast.unparse(last)[:60]}")
+        for call in (node for node in ast.walk(ast.Module(statements, [])) if _prints(node)):
+            raw = [part for part in call.args if not _are_words(part)]
+            if raw:
+                complaints.append(f"{named(cell)}: prints {ast.unparse(raw[0])[:60]}")
+    return complaints
+
+
+def _prints(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print"
+
+
+def _are_words(part: ast.expr) -> bool:
+    """Text, or what makes text of something: a plan, a file, an error's lines."""
+    if isinstance(part, (ast.Constant, ast.JoinedStr)):
+        return True
+    return isinstance(part, ast.Call)
 
 
 def links_resolve(lesson: Lesson) -> list[str]:
@@ -447,6 +480,7 @@ RULES: tuple[Rule, ...] = (
     anatomy,
     narrow_code,
     short_code,
+    no_raw_results,
     links_resolve,
     clean_run,
     lean_file,

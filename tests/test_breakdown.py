@@ -18,9 +18,10 @@ from course_lib.breakdown import (
     sizes_explorer,
 )
 from course_lib.counts import counts_explorer, measure_counts
+from course_lib.figures import PHASE_NAMES, size_text
 from course_lib.memory import Role
 from course_lib.models import Sizes, Transformer, even_segments, random_tokens
-from course_lib.pictures import roles_table, show_bars, show_timeline
+from course_lib.pictures import peak_in_words, roles_table, show_bars, show_timeline
 
 SMALL = Sizes(depth=3, width=32, heads=2, sequence=16, batch=2)
 
@@ -99,6 +100,21 @@ def test_shares_rise_with_the_batch():
     assert "batch size 16" in explorer.caption
 
 
+def test_sizes_that_differ_look_different(grid):
+    """The axis stays where it is for all that fit on it, and a frame tells where it began."""
+    explorer = sizes_explorer(grid)
+    limits = {}
+    for position in explorer.positions():
+        frame = explorer._frame(**position)
+        begin = {name: control.start for name, control in explorer.controls.items()}
+        assert frame.start == explorer._frame(**begin).breakdown
+        limits[frame.breakdown.peak] = frame.limit
+    start = frame.start.peak
+    assert {limit // start for limit in limits.values()} <= {1, 8, 64} and len(limits) > 10
+    for peak, limit in limits.items():
+        assert limit == start if peak <= start else peak <= limit < 8 * peak
+
+
 @pytest.fixture(scope="module")
 def counted():
     torch.manual_seed(0)
@@ -140,14 +156,21 @@ def test_every_position_of_the_counts_draws(counted):
         assert low <= middle <= high
         explorer.move(**position)
         assert "FLOPs" in explorer.caption
+        assert ("; time" in explorer.caption) == (position["checkpoints"] > 0)
     explorer.move(checkpoints=0)
     assert "FLOPs +0.0%" in explorer.caption
 
 
 def test_pictures_of_measurements_name_what_they_show(counted):
     trace = counted[0].trace
-    assert "source: cpu allocator" in show_timeline(trace).caption
+    assert "source: the CPU allocator" in show_timeline(trace).caption
     assert "plain: " in show_bars({"plain": trace, ("全部", "all"): counted[3].trace}).caption
+    lowest = min(counted, key=lambda position: position.trace.peak).trace.peak
+    bars = show_bars({str(p.checkpoints): p.trace for p in counted}, heading=("检", "checkpoints"))
+    bars._draw(bars._picture, bars._frame())
+    assert f"The lowest peak is {size_text(lowest)} (checkpoints: " in str(bars._picture)
+    sentence = peak_in_words(trace)
+    assert size_text(trace.peak) in sentence.zh and PHASE_NAMES[trace.peak_phase][0] in sentence.zh
     table = str(roles_table(trace))
     assert f"{trace.peak:,}" in table
     assert "100.0%" in table

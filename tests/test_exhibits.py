@@ -15,10 +15,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from course_lib import answers, exhibits, language
-from course_lib.exhibits import EXHIBITS, Exhibit, catalogue, exhibit_named, number_of
+from course_lib import museum as museum_module
+from course_lib.exhibits import EXHIBITS, LOUDNESS, Exhibit, catalogue, exhibit_named, number_of
 from course_lib.exhibits_distributed import DISTRIBUTED, two_processes
 from course_lib.gradients import same_gradients
-from course_lib.museum import Museum, code_html, issue_url, label, revelation
+from course_lib.language import Table
+from course_lib.museum import FIRST, Answers, Museum, code_html, issue_url, label, revelation
 
 MENDED = (
     "torch {} no longer fails as exhibit '{}' shows: it {}. If that is a fix, take the exhibit out "
@@ -292,6 +294,42 @@ def test_nothing_runs_before_the_guess(monkeypatch):
         museum.go_to(exhibit.name)
     bundle = museum._repr_mimebundle_()
     assert "BatchNorm" in bundle["text/plain"] and "<details>" in bundle["text/html"]
+
+
+def test_the_buttons_lead_through_all_of_them_five_first(monkeypatch):
+    monkeypatch.setattr(Exhibit, "inspect", lambda *_: pytest.fail("ran"))
+    museum = Museum()
+    back, on = museum._moves[-1], museum._moves[1]
+    seen = [museum.exhibit.name]
+    assert back.disabled and "these 5 first (★): 1 of 5" in museum._place.value
+    while not on.disabled:
+        on.click()
+        seen.append(museum.exhibit.name)
+    assert seen[:5] == list(FIRST) and sorted(seen) == sorted(e.name for e in EXHIBITS)
+    assert "the rest: 21 of 21" in museum._place.value
+    museum.move(1)
+    assert museum.exhibit.name == seen[-1]
+    back.click()
+    assert museum.exhibit.name == seen[-2]
+    assert sum("★" in label for label, _ in museum._pick.options) == 5
+
+
+def test_the_first_five_are_of_every_loudness():
+    assert {exhibit_named(name).loudness for name in FIRST} == set(LOUDNESS)
+
+
+def test_the_answers_are_folded_until_they_are_asked_for(monkeypatch):
+    monkeypatch.setattr(museum_module, "catalogue", lambda: pytest.fail("ran"))
+    answers = Answers()
+    stored = str(answers._repr_mimebundle_()["text/plain"])
+    assert "folded" in stored and not any(e.title[1] in stored for e in EXHIBITS)
+    table = Table([("答案", "answer")], [["42"]])
+    monkeypatch.setattr(museum_module, "catalogue", lambda: table)
+    answers._button.click()
+    assert answers.unfolded and "42" in answers._table.value
+    assert answers._button.description == "fold the answers"
+    answers._button.click()
+    assert not answers.unfolded and answers._table.value == ""
 
 
 def test_the_museum_follows_the_language(monkeypatch):

@@ -22,7 +22,18 @@ from PIL import Image
 
 import course_lib  # noqa: F401  # before torch
 from course_lib import figures
-from course_lib.figures import COLOURS, ROLE_NAMES, Curve, Picture, size_text
+from course_lib.figures import (
+    COLOURS,
+    COMPARED,
+    PHASE_NAMES,
+    ROLE_NAMES,
+    Curve,
+    Picture,
+    image_html,
+    more_time_in_words,
+    picture_widths,
+    size_text,
+)
 from course_lib.recorder import Role
 
 COURSE = Path(__file__).parent.parent
@@ -158,13 +169,56 @@ def test_roles_can_be_told_apart(sight: str) -> None:
         assert apart >= (40 if {one, other} <= lesson else 20), (one, other, apart)
 
 
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_the_sides_of_a_comparison_look_like_no_role(sight: str) -> None:
+    seen = [lab(SIGHTS[sight] @ linear(colour)) for colour in COMPARED]
+    roles = [lab(SIGHTS[sight] @ linear(colour)) for colour in COLOURS.values()]
+    assert np.linalg.norm(seen[0] - seen[1]) >= 35
+    assert min(np.linalg.norm(side - role) for side in seen for role in roles) >= 20
+
+
 def test_every_role_has_a_colour_and_a_name() -> None:
     assert set(COLOURS) == set(ROLE_NAMES) == set(Role)
     assert len(set(COLOURS.values())) == len(Role)
     assert ROLE_NAMES[Role.WORKSPACE] == ("算子工作区", "workspace")
 
 
+def test_phases_have_chinese_names() -> None:
+    names = [zh for zh, _ in PHASE_NAMES.values()]
+    assert names == ["前向传播", "反向传播", "参数更新阶段"]
+
+
+# --- on the page ----------------------------------------------------------------------------------
+
+
+def test_a_picture_has_a_least_width_and_scrolls_below_it() -> None:
+    least, most = picture_widths((902, 462), 232)
+    assert least == "min(680px,80vw)" and most.startswith("min(100%,calc(1.9524 * max(400px,")
+    assert picture_widths((500, 300)) == ("min(500px,80vw)", "100%")
+    shown = image_html("AAAA", "a < b", (902, 462), 232)
+    assert 'alt="a &lt; b"' in shown and "overflow-x:auto" in shown
+    assert f"min-width:{least};max-width:{most};height:auto" in shown
+
+
 # --- numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratios", "told"),
+    [
+        ((-0.5, -0.34, 0.29), "time: cannot be told, rounds scatter from -50% to +29%"),
+        ((0.3, 0.35, 0.4), "time +35% (+30% to +40%)"),
+        ((0.0, 0.2, 0.3), "time +20% (+0% to +30%)"),
+        ((0.1, 0.4, 0.9), "slower, but by how much cannot be told"),
+        ((-0.9, -0.4, -0.1), "faster, but by how much cannot be told"),
+    ],
+)
+def test_timings_that_scatter_tell_no_number(ratios: tuple, told: str) -> None:
+    zh, en = more_time_in_words(*ratios)
+    assert told in en
+    for share in (ratios[0], ratios[2]):
+        assert f"{share:+.0%}" in zh and f"{share:+.0%}" in en
+    assert (f"{ratios[1]:+.0%}" in en) == (f"{ratios[1]:+.0%}" in zh) == ("told" not in en)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +371,28 @@ def test_curves_tell_the_values_at_the_mark(language: str) -> None:
         picture, [5], [Curve("x", [0.5])], y_name="s", mark=0, show="{:.1f} s".format
     )
     assert "0.5 s" in words_of(picture)
+
+
+def test_a_height_that_would_flatten_the_rest_is_told_in_figures(language: str) -> None:
+    picture = Picture()
+    curve = Curve("x", [200 * MIB, 8 * MIB, 4 * MIB])
+    figures.draw_curves(picture, [1, 2, 3], [curve], mark=0, top=24 * MIB)
+    shown = words_of(picture)
+    assert "↑ 1: 200 MiB" in shown and "200 MiB" in shown and "20" in shown and "50" not in shown
+    assert not sticking_out(picture)
+    figures.draw_curves(picture, [1, 2, 3], [curve], mark=0, top=300 * MIB)
+    assert not [words for words in words_of(picture) if "↑" in words]
+
+
+def test_bars_have_a_head_and_an_axis_with_a_name(language: str) -> None:
+    picture = Picture((8.2, 2.9))
+    figures.draw_bars(picture, ROWS, title="t", heading=("检查点", "checkpoints"),
+                      outlines=[64 * MIB] * len(ROWS))  # fmt: skip
+    shown = "\n".join(words_of(picture))
+    assert {"zh": "检查点", "en": "checkpoints", "both": "检查点\ncheckpoints"}[language] in shown
+    assert "MiB" in shown and ("内存（MiB）" in shown or "memory (MiB)" in shown)
+    assert "60" in shown  # the axis reaches as far as the frames
+    assert not sticking_out(picture)
 
 
 def sticking_out(picture: Picture) -> list[str]:

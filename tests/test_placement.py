@@ -4,12 +4,16 @@ import time
 
 import pytest
 import torch
+from matplotlib.lines import Line2D
 from torch import nn
 
 from course_lib import language
+from course_lib.figures import COLOURS, COMPARED
 from course_lib.memory import simulated
 from course_lib.models import pyramid
 from course_lib.placement import (
+    PLACED,
+    STRIP,
     Placement,
     budget_explorer,
     counts_explorer,
@@ -76,6 +80,25 @@ def test_buttons_make_a_plan(chain):
     assert placement.plan.parts[:3] == ((0, 1), (2,), 3)
     placement._buttons[0].click()  # nothing to join: kept again, and 1 begins a segment
     assert placement.plan.parts[:4] == (0, (1,), (2,), 3)
+
+
+def test_buttons_are_as_wide_as_their_bars(chain):
+    placement = Placement(chain, 2**40)
+    row = placement._buttons[0].layout, placement._buttons[-1].layout
+    left, right = STRIP
+    share = (PLACED[0] - left - right) / PLACED[0] / len(chain)
+    assert {layout.width for layout in row} == {f"{100 * share:.4f}%"}
+    assert {(layout.margin, layout.padding, layout.flex) for layout in row} == {
+        ("0", "0", "0 0 auto")
+    }
+
+
+def test_the_plans_compared_have_colours_of_their_own(chain):
+    budgets = plan_budgets(chain, 5)
+    explorer = budget_explorer(budgets)
+    lines = [line.get_color() for line in explorer._picture.findobj(Line2D)]
+    assert set(lines) & set(COMPARED) == set(COMPARED)
+    assert not set(lines) & set(COLOURS.values())
 
 
 @pytest.mark.parametrize("spoken", language.LANGUAGES)
