@@ -74,9 +74,11 @@ _NUMBER = r"(?:\d(?:[\d.,'_]| (?=\d))*|[.,]\d+)(?:[eE][+-]?\d+)?"
 _TIMES = r" ?(?:\*\*|\*|/|[xX](?= ?[\d.,])) ?"
 _EXPRESSION = re.compile(rf"[+-]? ?{_NUMBER}(?:{_TIMES}[+-]?{_NUMBER})*")
 _MIXED = re.compile(r"([+-]?)(\d+) (\d+)/(\d+)(?![\d.,/*])")
-_ROUGHLY = re.compile(
-    r"(?:about|around|approximately|approx\.?|roughly|circa|ca\.|大约|大概|约|≈|~|～|=)\s*", re.I
-)
+_ABOUT = ["about", "around", "approximately", r"approx\.?", "roughly", "circa", r"ca\.",
+          "大约", "大概", "约", "≈", "~", "～", "="]  # fmt: skip
+_ROUGHLY = re.compile(rf"(?:{'|'.join(_ABOUT)})\s*", re.IGNORECASE)
+_UP_TO = re.compile(rf"\s*(?:[-–—~+]|{'|'.join(['到', '至', 'to'])})\s*\d")
+_OR_SO = re.compile(rf"\s*(?:{'|'.join(['左右', '上下', 'or so'])}|[.,])$")
 _GROUPS = r"[1-9]\d{0,2}(?:%s\d{3})+"  # a thousands separator has three digits behind it
 
 
@@ -181,7 +183,7 @@ _COUNTED = set("个段层块遍次份条种倍步")
 
 def _in_unit(suffix: str, unit: str, words: str) -> tuple[float, Words | None]:
     """The factor from what stands behind the number to ``unit``, and a remark on it."""
-    suffix = re.sub(r"\s*(左右|上下|or so|\.|,)$", "", suffix.strip().lower()).strip()
+    suffix = _OR_SO.sub("", suffix.strip().lower()).strip()
     large = next((name for name in _LARGE if suffix == name or suffix.startswith(name)), None)
     if large and suffix not in _KINDS:
         factor, remark = _in_unit(suffix.removeprefix(large), unit, words)
@@ -267,7 +269,7 @@ def _understood(plain: str, unit: str, words: str) -> tuple[list[float], Words |
             f"“{plain}” is no number. Please type a number, such as 58.6.",
         )
     expression, suffix = found[0].rstrip(), rest[found.end() :]
-    if re.match(r"\s*(?:[-–—~+]|到|至|to\b)\s*\d", suffix):
+    if _UP_TO.match(suffix):
         raise _Unclear(f"“{plain}”是一个范围。请写一个数字，例如中间的那个。",
                        f"“{plain}” is a range. Please type a number, the middle of it for example."
                        )  # fmt: skip
@@ -289,11 +291,12 @@ def _understood(plain: str, unit: str, words: str) -> tuple[list[float], Words |
 
 def _chosen(values: list[float], plain: str, unit: str, between: Range | None) -> float:
     """The one that is meant. Raises ``_Unclear`` if it cannot be told."""
-    if unit == "B" and (whole := [value for value in values if value.is_integer()]):
-        values = whole  # there are no parts of bytes
+    inside = [value for value in values if _lies(value, between)]
+    whole = [value for value in inside if value.is_integer()]
+    if unit == "B" and whole:
+        values = inside = whole  # there are no parts of bytes
     if len(set(values)) == 1:
         return values[0]
-    inside = [value for value in values if _lies(value, between)]
     if len(inside) == 1 and between is not None and (inside[0] == values[0] or "," in plain):
         return inside[0]
     if "," not in plain and (values[0] in inside or not inside):

@@ -311,10 +311,12 @@ def _hint_for_peak(plan: Plan, found: Prediction, posed: Puzzle) -> Words:
                 "Most of it is kept: which layers keep much and are not costly to recompute?"
                 )  # fmt: skip
     if not any(len(segment) == 1 for segment in plan.segments):
+        one, bare = "(0,)", "(0)"
         hint = (
-            f"{hint[0]}（只有一层的段要写成 (0,)：没有逗号，(0) 在 Python 里就是 0，也就是存下。）",
-            f"{hint[1]} (A segment of one layer is written (0,): without the comma, (0) is just 0 "
-            "to Python, a layer that is kept.)",
+            f"{hint[0]}（只有一层的段要写成 {one}：没有逗号，{bare} 在 Python 里就是 0，"
+            "也就是存下。）",
+            f"{hint[1]} (A segment of one layer is written {one}: without the comma, {bare} is "
+            "just 0 to Python, a layer that is kept.)",
         )
     return hint
 
