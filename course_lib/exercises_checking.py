@@ -143,6 +143,12 @@ class Answer:
                 "Hand the function itself to the checker, without parentheses; this is "
                 f"{briefly(function)}.",
             )
+        if isinstance(function, type) and issubclass(function, torch.autograd.Function):
+            name = function.__name__
+            raise Wrong(
+                f"要交给检查器的是 {name}.apply，不是类 {name} 本身。",
+                f"Hand {name}.apply to the checker, not the class {name} itself.",
+            )
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
         if owner := getattr(function, "__self__", None):  # MyRerun.apply

@@ -113,6 +113,10 @@ _AUTOCAST_HINT = (
     "重算时 autocast 是关着的：反向传播不在那个 with 里面。",
     "The second run was not under autocast: the backward pass is outside of that with block.",
 )
+_NO_AUTOCAST_HINT = (
+    "第二次运行在 autocast 下面，第一次却不是。",
+    "The second run was under autocast, and the first was not.",
+)
 PLAIN = Case("一个块", "one block", reused=True)
 LEAF = Case("作为叶子的输入", "an input that is a leaf", inputs=lambda leaf: leaf)
 AGAIN = Case("`.grad` 里已有的上一步的梯度", "an earlier step's gradient in `.grad`",
@@ -308,8 +312,10 @@ def _hint_for(case: Case, starts: Sequence[_Start]) -> Words:
             return _RANDOM_HINT
         if first.training != second.training:
             return _MODE_HINT
-        if first.autocast != second.autocast:
+        if first.autocast and not second.autocast:
             return _AUTOCAST_HINT
+        if second.autocast and not first.autocast:
+            return _NO_AUTOCAST_HINT
     return case.hint
 
 
@@ -429,6 +435,10 @@ _ERRORS: tuple[tuple[str, Words], ...] = (
         "重算接在了原来的图上，反向传播一直走到了 x 之前：先 x.detach()。",
         "The second run is attached to the old graph, so its backward pass went past x: "
         "x.detach() first.")),
+    ("incorrect number of gradients", (
+        "forward 除 ctx 之外收下几个值，backward 就要返回几项；不要梯度的那几项返回 None。",
+        "backward returns one item for each value that forward takes besides ctx, and None for "
+        "those without a gradient.")),
     ("implicitly created only for scalar", (
         "backward() 需要传入输出的梯度；它还是 None，说明没有人要过那个梯度。",
         "backward() needs the gradient of that output; it is still None because nobody asked "
@@ -593,34 +603,43 @@ def _check_nothing_left(answer: Answer) -> None:
     block = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Softmax(-1), nn.Tanh(),
                           nn.Linear(WIDTH, WIDTH))  # fmt: skip
     leaf = torch.randn(64, WIDTH, requires_grad=True)
+    growth = _growth(lambda: _backward(answer(block, leaf.tanh()).sum()), block)
+    if growth:
+        raise Wrong(
+            f"试「带 softmax 和 tanh 的块」时：每一步都多出 {growth:,} 字节收不回来。"
+            "这些算子保存的是自己的输出；交给 autograd 保存的若是输出本身，连同它的计算图，"
+            "图就拿着它，它又拿着图，谁也放不掉。存进全局变量或类里而不清的，也一样。",
+            f"Tried with a block with softmax and tanh: each step leaves {growth:,} bytes more "
+            "that are never freed. These operators save their own output; if what autograd is "
+            "given to save is that output itself, with its graph, the graph holds it and it holds "
+            "the graph, and neither can go. The same goes for what is put into a global or a class "
+            "and never taken out.",
+        )
+
+
+def _growth(step: Callable[[], Any], *models: nn.Module, steps: int = 3) -> int:
+    """Bytes by which inputs and outputs of the models' parts outlive each step, on average."""
     made: dict[StorageWeakRef, int] = {}
 
-    def note(_: nn.Module, __: Any, output: Tensor) -> None:
-        storage = output.untyped_storage()
-        made[StorageWeakRef(storage)] = storage.nbytes()
+    def note(_: nn.Module, inputs: tuple, output: Any) -> None:
+        for tensor in (*inputs, output):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                made[StorageWeakRef(storage)] = storage.nbytes()
 
-    def left_after(steps: int) -> int:
-        for _ in range(steps):
-            _backward(answer(block, leaf.tanh()).sum())
+    def left_after(count: int) -> int:
+        for _ in range(count):
+            step()
         gc.collect()
         return sum(size for storage, size in made.items() if not storage.expired())
 
-    handles = [part.register_forward_hook(note) for part in block]
+    handles = [part.register_forward_hook(note) for model in models for part in model.modules()]
     try:
-        once, more = left_after(1), left_after(3)
+        once = left_after(1)
+        return max(0, left_after(steps) - once) // steps
     finally:
         for handle in handles:
             handle.remove()
-    if more > once:
-        raise Wrong(
-            f"试「带 softmax 和 tanh 的块」时：每一步都多出 {(more - once) // 3:,} 字节收不回来。"
-            "这些算子保存的是自己的输出；交给 autograd 保存的若是输出本身，连同它的计算图，"
-            "图就拿着它，它又拿着图，谁也放不掉。",
-            f"Tried with a block with softmax and tanh: each step leaves {(more - once) // 3:,} "
-            "bytes more that are never freed. These operators save their own output; if what "
-            "autograd is given to save is that output itself, with its graph, the graph holds it "
-            "and it holds the graph, and neither can go.",
-        )
 
 
 # --- the five stages ----------------------------------------------------------------------------
@@ -666,6 +685,13 @@ def check_by_hand(answer: Callable[[nn.Module, nn.Module, Tensor], Any]) -> Word
                 raise _wrong(where, (f"head 运行了 {head_calls} 次，应为 1 次。",
                                      f"head ran {head_calls} times, expected 1."))  # fmt: skip
             _check_calls(where, (1, theirs.calls[1]))
+    setting = _ByHand(LEAF, 0)
+    if growth := _growth(lambda: setting.run(answer), *setting.parts.values()):
+        raise Wrong(
+            f"梯度都对，但每一步都多出 {growth:,} 字节收不回来：有谁把上一步的张量留着？",
+            f"The gradients are right, but each step leaves {growth:,} bytes more that are never "
+            "freed: who holds on to tensors of the step before?",
+        )
     steps = (answer, recompute.step_by_hand, _backward_at_once)
     peak, right, usual = (_ByHand(LEAF, 0).measured(step).peak for step in steps)
     allowed = right + BOUNDARY + SLACK
@@ -812,6 +838,7 @@ class _Noting:
         self.segments: list[list[int]] = []
         self.outside: list[int] = []
         self._inside = 0
+        self.__name__ = "checkpoint"  # as it is called in messages
         self._handles = [
             layer.register_forward_pre_hook(functools.partial(self._note, i))
             for i, layer in enumerate(layers)
@@ -855,7 +882,7 @@ def _check_chain_gradients(ask: Answer, count: int, segments: int, backward: boo
             given = nn.ModuleList(layers)
             output = call(given, segments, leaf.tanh(), noting)
             if output is None and isinstance(call, Answer):
-                raise call.nothing(given, segments, leaf, noting.__call__)
+                raise call.nothing(given, segments, leaf, noting)
             if not isinstance(output, Tensor):
                 raise _wrong(where, (f"输出应是张量，得到的是 {type(output).__name__}。",
                                      f"the output should be a tensor, not {type(output).__name__}."
@@ -868,6 +895,11 @@ def _check_chain_gradients(ask: Answer, count: int, segments: int, backward: boo
                     "a model's own blocks: take a slice, layers[begin:end], and delete nothing.",
                 ))  # fmt: skip
             noting.stop()
+            if backward and not output.requires_grad:
+                raise _wrong(where, (
+                    "输出没有 grad_fn：计算图在你的函数里断掉了，梯度回不来。",
+                    "the output has no grad_fn: the graph ends inside your function, and no "
+                    "gradient can come back."))  # fmt: skip
             if backward:
                 _backward((output * weight).sum())
         gradients: dict[str, Tensor | None] = {"x": leaf.grad}

@@ -182,6 +182,20 @@ def works_on_a_copy(body, head, x):
     return recompute.step_by_hand(copy.deepcopy(body), head, x)
 
 
+history = []
+
+
+@wrong(by_hand, "每一步都多出 65,536 字节收不回来", "each step leaves 65,536 bytes more")
+def keeps_a_history(body, head, x):
+    with torch.no_grad():
+        middle = body(x)
+    history.append(middle.requires_grad_())
+    loss = head(middle)
+    loss.backward()
+    body(x).backward(middle.grad)
+    return loss.detach()
+
+
 @wrong(by_hand, "梯度模式关着", "grad mode is off, which it was not")
 def leaves_grad_mode_off(body, head, x):
     loss = recompute.step_by_hand(body, head, x)
@@ -369,6 +383,17 @@ def runs_it_once_too_often(function, *inputs):
     return autograd_function(Rerun.forward, backward)(function, *inputs)
 
 
+@wrong(function_check, "backward 就要返回几项", "backward returns one item for each value")
+def returns_too_few_gradients(function, *inputs):
+    return autograd_function(Rerun.forward, lambda ctx, *gradients: (
+        Rerun.backward(ctx, *gradients)[1:]))(function, *inputs)  # fmt: skip
+
+
+WRONG["check_function", "the class itself"] = (
+    function_check, Rerun, "要交给检查器的是 Rerun.apply", "Hand Rerun.apply to the checker",
+)  # fmt: skip
+
+
 class OnTheClass(torch.autograd.Function):
     """Keeps what it needs on the class: that of the last call."""
 
@@ -412,6 +437,12 @@ class OnAStack(OnTheClass):
 @wrong(function_check, "每次调用要有自己的一份东西", "each call has to keep things of its own")
 def state_on_a_stack(function, *inputs):
     return OnAStack.apply(function, *inputs)
+
+
+@wrong(function_check, "每一步都多出 .* 字节收不回来", "put into a global or a class and never")
+def keeps_all_inputs_for_ever(function, *inputs):
+    history.append(inputs)
+    return Rerun.apply(function, *inputs)
 
 
 @right(function_check)
@@ -535,6 +566,18 @@ def forgets_autocast(function, *inputs):
         with torch.random.fork_rng([]):
             torch.set_rng_state(before)
             return function(*inputs)
+
+    return Rerun.apply(again, *inputs)
+
+
+@wrong(random_check, "第二次运行在 autocast 下面", "The second run was under autocast, and the")
+def always_under_autocast(function, *inputs):
+    repeatable, runs = Repeatable(function), []
+
+    def again(*inputs):
+        runs.append(None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=len(runs) > 1):
+            return function(*inputs) if len(runs) > 1 else repeatable(*inputs)
 
     return Rerun.apply(again, *inputs)
 
@@ -707,6 +750,11 @@ def nests_the_segments(layers, segments, x, checkpoint):
     return checkpoint(lambda t: rest(x=nn.Sequential(*layers[:cut])(t)), x)
 
 
+@wrong(chain_check, "输出没有 grad_fn", "the output has no grad_fn")
+def detaches_the_input(layers, segments, x, checkpoint):
+    return recompute.chain(layers, segments, x.detach(), checkpoint)
+
+
 @wrong(chain_check, "的梯度", "gradient")
 def halves_the_gradient_on_its_way(layers, segments, x, checkpoint):
     x = recompute.chain(layers, segments, x, checkpoint)
@@ -805,7 +853,7 @@ def closures(function, *inputs):
     return by_closures(function, inputs)
 
 
-@wrong(hooks_check, "每一步都多出 16,384 字节收不回来", "each step leaves 16,384 bytes more")
+@wrong(hooks_check, "每一步都多出 24,576 字节收不回来", "each step leaves 24,576 bytes more")
 def packs_the_output_itself(function, *inputs):
     return by_closures(function, inputs, detach=False)
 
