@@ -326,9 +326,9 @@ class _Watch:
                 continue
             if handle is None and time.monotonic() - since > PATIENCE:
                 handle = _show(Bilingual(
-                    zh=f"⏳ 已经 {PATIENCE:g} 秒：检查器在等 {zh} 做完。有停不下来的循环吗？"
+                    zh=f"已经 {PATIENCE:g} 秒：检查器在等 {zh} 做完。有停不下来的循环吗？"
                        "按停止按钮（■）可以中断，改好再运行。",
-                    en=f"⏳ {PATIENCE:g} seconds: the checker is waiting for {en} to finish. Does "
+                    en=f"{PATIENCE:g} seconds: the checker is waiting for {en} to finish. Does "
                        "a loop in it never end? The stop button (■) interrupts it.",
                 ))  # fmt: skip
         if handle is not None:

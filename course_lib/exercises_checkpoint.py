@@ -445,7 +445,7 @@ def _as_typed(value: Any) -> str:
 
 
 def _letter(value: Any) -> str:
-    """``Ａ``, ``a`` and ``A: it sees a difference`` are all A."""
+    """A full-width A, ``a`` and ``A: it sees a difference`` are all A."""
     found = re.fullmatch(r"([A-Za-z])(?:[\W_].*)?", _as_typed(value), re.DOTALL)
     return found[1].upper() if found else ""
 

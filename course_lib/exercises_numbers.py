@@ -1,4 +1,4 @@
-"""Numbers as people type them: 58.6 and 58,6, 1 234, ６０, 60 MiB, 3 GiB for MiB, ½, 2**10.
+"""Numbers as people type them: 58.6 and 58,6, 1 234, 60 MiB, 3 GiB for MiB, ½, 2**10.
 
 What has one meaning is taken; what has two is asked about, and what has none is said to have none.
 """
@@ -43,10 +43,10 @@ _SAME = str.maketrans(
     {
         **dict.fromkeys(_SPACES, " "),
         **dict.fromkeys("\u200b\u200e\u200f\ufeff\u2060", None),
-        **dict.fromkeys("−‒﹣－", "-"),
+        **dict.fromkeys("−‒\ufe63\uff0d", "-"),
         **dict.fromkeys("×✕✖·∙⋅", "*"),
         **dict.fromkeys("’ʼ`´", "'"),
-        "⁄": "/", "∕": "/", "÷": "/", "٫": ".", "٬": "'", "，": ",", "﹐": ",", "．": ".",
+        "⁄": "/", "∕": "/", "÷": "/", "٫": ".", "٬": "'", "，": ",", "\ufe50": ",", "\uff0e": ".",
     }
 )  # fmt: skip
 

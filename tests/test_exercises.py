@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import types
 from types import SimpleNamespace
 
@@ -259,6 +260,8 @@ WRONG = [
     (lambda: check_segments(lambda n, k: [-(-n // k)] * k), r"expected a list of 4 ranges, got \["),
     (lambda: check_segments(lambda n, k: [range(i * -(-n // k), min(n, (i + 1) * -(-n // k)))
                                           for i in range(k)]), "too uneven|is in no"),
+    (lambda: check_segments(lambda n, k: [range(10**12)] * k), "there is no layer 12"),
+    (lambda: check_segments(lambda n, k: itertools.repeat(range(n))), "expected 4 segments, got"),
     (lambda: check_segments(forgets_to_return), "returned nothing .*is a return missing"),
     (lambda: check_segments(calls_itself), "RecursionError.*calls itself without end"),
     (lambda: check_segments(one_loop(12, 4)), "without parentheses"),
