@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import itertools
 import random
+import re
+import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .exercises import Verdict, raised, unfinished
+from .exercises_checking import Answer, Words, Wrong, briefly, judged, waiting_for, words_of
 from .exhibits import exhibit_named
 from .figures import size_text
 from .gradients import UnequalWork, same_gradients
@@ -44,82 +50,130 @@ def _chain(layers: nn.ModuleList, x: Tensor) -> Tensor:
     return x
 
 
+@judged
 def check_repairs(
     encode: Callable[[nn.Module, Tensor], Any],
     shake: Callable[[nn.Module, Tensor], Any],
     chain: Callable[[nn.ModuleList, Tensor], Any],
-) -> Verdict:
+) -> Words:
     """Check the three repaired functions: right results, and still checkpointed.
 
     ``encode(model, x)``, ``shake(model, x)`` and ``chain(layers, x)`` must agree with the plain
-    versions bit for bit and keep no more at the peak than one checkpoint per block needs.
+    versions bit for bit, also when two batches are under way at once, and keep no more at the peak
+    than one checkpoint per block needs.
     """
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        layers = nn.ModuleList(_block() for _ in range(6))
-        x = torch.randn(128, 16)
+    torch.manual_seed(0)
+    layers = nn.ModuleList(_block() for _ in range(6))
+    fewer = nn.ModuleList(_block() for _ in range(4))
     tasks = (
-        ("encode", encode, _encode, layers[0]),
-        ("shake", shake, _shake, layers[0]),
-        ("chain", chain, _chain, layers),
+        ("encode", Answer(encode), _encode, (layers[0], fewer[0])),
+        ("shake", Answer(shake), _shake, (layers[0], fewer[0])),
+        ("chain", Answer(chain), _chain, (layers, fewer)),
     )
-    for name, answer, plain, model in tasks:
-        if (verdict := _check_repair(name, answer, plain, model, x)) is not None:
-            return verdict
-    return Verdict(
-        "right",
+    for name, answer, plain, models in tasks:
+        with _named(name), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for model in models:
+                _check_repair(name, answer, plain, model)
+    return (
         "三处都修好了：输出、梯度、随机数状态逐位相同，检查点也还在。",
         "All three are repaired: outputs, gradients and random states agree bit for bit, and the "
         "checkpoints are still there.",
     )
 
 
-def _check_repair(
-    name: str, answer: Callable, plain: Callable, model: nn.Module, x: Tensor
-) -> Verdict | None:
-    """What is wrong with one repair, None if nothing is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            if answer(model, x) is None:
-                return unfinished()
-            found = same_gradients(
-                lambda x: plain(model, x), lambda x: answer(model, x), x, model=model, seed=SEED
-            )
-            if found.error is not None:
-                return raised(found.error)
-            if not found:
-                return Verdict("wrong", f"{name}：{found.zh}", f"{name}: {found.en}")
-            forward, calls, peak = _calls_and_peak(lambda: answer(model, x), model, x)
-            *_, plain_peak = _calls_and_peak(lambda: plain(model, x), model, x)
-        except UnequalWork as error:
-            return Verdict("wrong", f"{name}：{error}", f"{name}: {error}")
-        except Exception as error:
-            return raised(error)
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the name of the function in front of what is wrong with it."""
+    try:
+        yield
+    except UnequalWork as error:
+        zh, en = words_of(error)
+    except Wrong as wrong:
+        zh, en = wrong.args
+    else:
+        return
+    raise Wrong(f"{name}：{zh}", f"{name}: {en}") from None
+
+
+def _check_repair(name: str, answer: Answer, plain: Callable, model: Any) -> None:
+    """Raise ``Wrong`` or ``UnequalWork`` for what is wrong with one repair."""
+    x = torch.randn(128, 16)
+    _try(answer, model, x)
+    for both in (False, True):
+        _check_same(
+            _of_two(partial(plain, model)) if both else partial(plain, model),
+            _of_two(partial(answer, model)) if both else partial(answer, model),
+            x, model, _TWO_AT_ONCE if both else ("", ""),
+        )  # fmt: skip
+    forward, calls, peak = _calls_and_peak(lambda: answer(model, x), model, x)
+    *_, plain_peak = _calls_and_peak(lambda: plain(model, x), model, x)
     if max(forward) > 1:
-        return Verdict(
-            "wrong",
-            f"{name}：有的块在前向传播里就跑了 {max(forward)} 次；重算是反向传播的事。",
-            f"{name}: some block runs {max(forward)} times in the forward pass; recomputing is for "
-            "the backward pass.",
+        raise Wrong(
+            f"有的块在前向传播里就跑了 {max(forward)} 次；重算是反向传播的事。",
+            f"some block runs {max(forward)} times in the forward pass; recomputing is for the "
+            "backward pass.",
         )
     if min(calls) < 2:
-        return Verdict(
-            "wrong",
-            f"{name}：梯度对了，可是有的块前向只跑了一次：检查点不见了。",
-            f"{name}: the gradients are right, but some block ran forward only once: "
-            "its checkpoint is gone.",
+        raise Wrong(
+            "梯度对了，可是有的块前向只跑了一次：检查点不见了。",
+            "the gradients are right, but some block ran forward only once: its checkpoint is "
+            "gone.",
+        )
+    if max(calls) > 2:
+        raise Wrong(
+            f"梯度对了，可是有的块前向跑了 {max(calls)} 次，应为 2 次：检查点套着检查点。",
+            f"the gradients are right, but some block ran forward {max(calls)} times instead of "
+            "2: there is a checkpoint inside a checkpoint.",
         )
     if name == "chain" and peak > 0.75 * plain_peak:
-        return Verdict(
-            "wrong",
-            f"{name}：梯度对了，但峰值 {peak:,} 字节，不用检查点是 {plain_peak:,}。"
+        raise Wrong(
+            f"梯度对了，但峰值 {peak:,} 字节，不用检查点是 {plain_peak:,}。"
             "整条链包成一个检查点，反向时就一起回来；要每层一个。",
-            f"{name}: the gradients are right, but the peak is {peak:,} bytes, and {plain_peak:,} "
+            f"the gradients are right, but the peak is {peak:,} bytes, and {plain_peak:,} "
             "without checkpoints. One checkpoint around the whole chain brings all of it back at "
             "once; use one per layer.",
         )
-    return None
+
+
+_TWO_AT_ONCE = (
+    "（两批先后前向、再一起反向时：前一批的东西被后一批盖掉了？）",
+    " (With two batches forward and then both backward: does the second overwrite something of "
+    "the first?)",
+)
+
+
+def _of_two(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Two batches of which the second is run forward before the first is run backward."""
+    return lambda x: (function(x), function(0.5 * x))
+
+
+def _try(answer: Answer, model: nn.Module, x: Tensor) -> None:
+    """One step, so that an exception is raised where it can be located."""
+    found = answer(model, x)
+    if found is None:
+        raise answer.nothing(model, x)
+    if not isinstance(found, Tensor):
+        raise Wrong(f"要返回张量，得到的是 {briefly(found)}。",
+                    f"Return a tensor, not {briefly(found)}.")  # fmt: skip
+    gradients = [parameter.grad for parameter in model.parameters()]
+    try:
+        if found.requires_grad:
+            with waiting_for(("反向传播", "the backward pass")):
+                found.sum().backward()
+    finally:
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+
+
+def _check_same(
+    plain: Callable, answer: Callable, x: Tensor, model: nn.Module, more: Words = ("", "")
+) -> None:
+    found = same_gradients(plain, answer, x, model=model, seed=SEED)
+    if found.error is not None:
+        raise found.error
+    if not found:
+        raise Wrong(found.zh + more[0], found.en + more[1])
 
 
 def _calls_and_peak(
@@ -181,10 +235,15 @@ class Dense(nn.Module):
 
 
 class Mixed(nn.ModuleList):
-    """Four ``Thick`` and four ``Dense`` blocks in turn: (batch, 64) → the same."""
+    """Four ``Thick`` and four ``Dense`` blocks in turn: (batch, 64) → the same.
 
-    def __init__(self) -> None:
-        super().__init__(kind(64) for _ in range(4) for kind in (Thick, Dense))
+    ``blocks``: others in their place; a slice, ``blocks[:5]``, is made so.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module] | None = None) -> None:
+        if blocks is None:
+            blocks = (kind(64) for _ in range(4) for kind in (Thick, Dense))
+        super().__init__(blocks)
 
 
 BUDGET = 23 * 2**18  # bytes at the peak of forward and backward, batch of 512
@@ -210,52 +269,113 @@ def _measured(run: Callable[[], Tensor], model: nn.Module, x: Tensor) -> tuple[i
     return trace.peak, trace.flops
 
 
-def check_budget(forward: Callable[[Mixed, Tensor], Any]) -> Verdict:
+@judged
+def check_budget(forward: Callable[[Mixed, Tensor], Any]) -> Words:
     """Check ``forward(blocks, x)``: the network's own result within ``BUDGET`` bytes.
 
-    Passes if outputs and gradients agree bit for bit, the peak of one forward and backward pass is
-    within the budget, and FLOPs grow by no more than ``MORE_FLOPS``.
+    Passes if outputs and gradients agree bit for bit, also for a second network, the peak of one
+    forward and backward pass is within the budget, and FLOPs grow by no more than ``MORE_FLOPS``.
     """
+    answer = Answer(forward)
     blocks, x = _mixed()
-    try:
-        if forward(blocks, x) is None:
-            return unfinished()
-        found = same_gradients(
-            lambda x: _chain(blocks, x), lambda x: forward(blocks, x), x, model=blocks
+    own = list(blocks)
+    _try(answer, blocks, x)
+    if len(blocks) != len(own) or any(a is not b for a, b in zip(blocks, own, strict=True)):
+        raise Wrong(
+            f"{answer.name} 改动了传进来的 blocks，下一步就会在改过的上面再改一遍：只在前向传播里"
+            "用检查点，不要换掉块。",
+            f"{answer.name} changes the blocks that were passed in, and the next step would "
+            "change them again: use checkpoints in the forward pass, and leave the blocks.",
         )
-        if found.error is not None:
-            return raised(found.error)
-        if not found:
-            return Verdict("wrong", found.zh, found.en)
-        peak, flops = _measured(lambda: forward(blocks, x), blocks, x)
+    try:
+        for network in (blocks, Mixed()):
+            _check_same(partial(_chain, network), partial(answer, network), x, network)
+        order, forward_calls = _runs(answer, blocks, x)
+        peak, flops = _measured(lambda: answer(blocks, x), blocks, x)
     except UnequalWork as error:
-        return Verdict("wrong", str(error), str(error))
-    except Exception as error:
-        return raised(error)
+        raise Wrong(*words_of(error)) from None
     before, flops_before = _measured(lambda: _chain(blocks, x), blocks, x)
     more = flops / flops_before - 1
     sizes = size_text(peak), size_text(BUDGET), size_text(before)
-    figures_zh = f"峰值 {sizes[0]}（预算 {sizes[1]}，原来 {sizes[2]}），FLOPs {more:+.1%}"
-    figures_en = f"peak {sizes[0]} (budget {sizes[1]}, was {sizes[2]}), FLOPs {more:+.1%}"
-    if peak > BUDGET:
-        return Verdict(
-            "wrong",
-            f"{figures_zh}。还超出 {size_text(peak - BUDGET)}：哪种块保存得最多？"
-            "几个块合在一个检查点里，会在反向时一起回来。",
-            f"{figures_en}. Still {size_text(peak - BUDGET)} too much: which kind of block keeps "
-            "most? Blocks that share a checkpoint come back together in the backward pass.",
-        )
-    if more > MORE_FLOPS:
-        return Verdict(
-            "wrong",
-            f"{figures_zh}，上限是 {MORE_FLOPS:+.0%}。内存够了，算得太多：哪种块重算起来贵，"
-            f"省得却少？",
-            f"{figures_en}, where {MORE_FLOPS:+.0%} is allowed. The memory is right, the price is "
-            "not: which kind of block is expensive to recompute and saves little?",
-        )
-    return Verdict(
-        "right", f"{figures_zh}。梯度逐位相同。", f"{figures_en}. The same gradients, bit for bit."
+    figures = (
+        f"峰值 {sizes[0]}（预算 {sizes[1]}，原来 {sizes[2]}），FLOPs {more:+.1%}",
+        f"peak {sizes[0]} (budget {sizes[1]}, was {sizes[2]}), FLOPs {more:+.1%}",
     )
+    if max(forward_calls) > 1:
+        raise Wrong(
+            f"{figures[0]}。有的块在前向传播里就跑了 {max(forward_calls)} 次。",
+            f"{figures[1]}. Some block runs {max(forward_calls)} times in the forward pass.",
+        )
+    if peak > BUDGET:
+        zh, en = _hint_for_budget(order, more)
+        over = size_text(peak - BUDGET)
+        raise Wrong(f"{figures[0]}。还超出 {over}：{zh}",
+                    f"{figures[1]}. Still {over} too much: {en}")  # fmt: skip
+    if more > MORE_FLOPS:
+        dense = sorted({block for block in order if isinstance(blocks[block], Dense)})
+        raise Wrong(
+            f"{figures[0]}，上限是 {MORE_FLOPS:+.0%}。内存够了，还剩 {size_text(BUDGET - peak)}，"
+            f"算得却太多：重算了 {len(set(order))} 块，其中 {len(dense)} 块 Dense。"
+            "哪种块重算起来贵，省得却少？",
+            f"{figures[1]}, where {MORE_FLOPS:+.0%} is allowed. The memory is right, with "
+            f"{size_text(BUDGET - peak)} to spare, the price is not: {len(set(order))} blocks are "
+            f"recomputed, {len(dense)} of them Dense. Which kind of block is expensive to "
+            "recompute and saves little?",
+        )
+    return f"{figures[0]}。梯度逐位相同。", f"{figures[1]}. The same gradients, bit for bit."
+
+
+def _runs(answer: Answer, blocks: Mixed, x: Tensor) -> tuple[list[int], list[int]]:
+    """Which blocks run again in the backward pass, in order; how often each ran in forward."""
+    runs: list[int] = []
+    handles = [
+        block.register_forward_pre_hook(lambda *_, i=i: runs.append(i))
+        for i, block in enumerate(blocks)
+    ]
+    try:
+        loss = answer(blocks, x).square().mean()
+        forward = list(runs)
+        runs.clear()
+        loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        blocks.zero_grad()
+    return runs, [forward.count(i) for i in range(len(blocks))]
+
+
+def _hint_for_budget(order: list[int], more: float) -> Words:
+    """What to look at next, after an attempt that recomputes the blocks ``order``, in this order.
+
+    One checkpoint per block runs them again from the last to the first.
+    """
+    again, left = set(order), max(0.0, MORE_FLOPS - more)
+    thick = {0, 2, 4, 6}
+    if not again:
+        return ("没有一块被重算。哪种块保存得最多，重算起来又最便宜？",
+                "no block is recomputed. Which kind keeps most, and costs least to run again?"
+                )  # fmt: skip
+    if any(after > before for before, after in itertools.pairwise(order)):
+        return ("几个块合在一个检查点里，会在反向时一起回来。",
+                "Blocks that share a checkpoint come back together in the backward pass."
+                )  # fmt: skip
+    if more > MORE_FLOPS:
+        return (f"FLOPs 也超了 {more - MORE_FLOPS:.1%}。哪种块保存得多，重算起来又便宜？",
+                f"and FLOPs are {more - MORE_FLOPS:.1%} over as well. Which kind of block keeps "
+                "much and is cheap to run again?")  # fmt: skip
+    if missing := len(thick - again):
+        return (f"还有 {missing} 个重算起来几乎不要 FLOPs 的块，什么都存着。",
+                f"{missing} of the blocks that take next to no FLOPs to run again still keep "
+                "everything.")  # fmt: skip
+    if 7 in again:
+        return (f"FLOPs 还能再多 {left:.1%}。有一块刚丢掉就要重算，省不下峰值："
+                "反向传播从哪里开始？",
+                f"you have {left:.1%} of FLOPs left. One block is recomputed as soon as it is "
+                "dropped, which does not lower the peak: where does the backward pass begin?"
+                )  # fmt: skip
+    return (f"FLOPs 还能再多 {left:.1%}。省下的已经省了，峰值里剩下的主要是谁的？",
+            f"you have {left:.1%} of FLOPs left. What is cheap has been dropped: whose is most of "
+            "what remains?")  # fmt: skip
 
 
 # --- what the tool cannot see ---------------------------------------------------------------------
@@ -286,40 +406,56 @@ _BLIND_SPOTS = {
 }  # fmt: skip
 
 
-def check_blind_spots(answer: Callable[[], Any]) -> Verdict:
+@judged
+def check_blind_spots(answer: Callable[[], Any]) -> Words:
     """Check ``answer()``: for each name, "A", "B", "C" or "D" as the exercise lists them."""
-    try:
-        said = answer()
-    except Exception as error:
-        return raised(error)
-    if said is None:
-        return unfinished()
+    said = answer
+    if not isinstance(answer, dict):
+        ask = Answer(answer)
+        said = ask()
+        if said is None:
+            raise ask.nothing()
     if not isinstance(said, dict):
-        kind = type(said).__name__
-        return Verdict("wrong", f"要返回一个字典，得到的是 {kind}。", f"Return a dict, not {kind}.")
+        raise Wrong(f"要返回一个字典，得到的是 {briefly(said)}。",
+                    f"Return a dict, not {briefly(said)}.")  # fmt: skip
+    letters = {_as_typed(name).lower().replace("_", "-"): value for name, value in said.items()}
     for name, (truth, _, _) in _BLIND_SPOTS.items():
-        if name not in said:
-            return Verdict("wrong", f"少了 {name}。", f"{name} is missing.")
-        letter = str(said[name]).strip().upper()
+        if name not in letters:
+            _say_missing(name, letters)
+        letter = _letter(letters[name])
         if letter not in _REASONS:
-            return Verdict(
-                "wrong",
-                f"{name}：只能是 A、B、C、D，得到的是 {said[name]!r}。",
-                f"{name}: A, B, C or D, not {said[name]!r}.",
-            )
+            shown = briefly(letters[name])
+            raise Wrong(f"{name}：只能是 A、B、C、D，得到的是 {shown}。",
+                        f"{name}: A, B, C or D, not {shown}.")  # fmt: skip
         if letter != truth:
             chosen = _REASONS[letter]
-            return Verdict(
-                "wrong",
-                f"{name} 不是 {letter}（{chosen[0]}）。{_evidence(name)[0]}",
-                f"{name} is not {letter} ({chosen[1]}). {_evidence(name)[1]}",
-            )
+            zh, en = _evidence(name)
+            raise Wrong(f"{name} 不是 {letter}（{chosen[0]}）。{zh}",
+                        f"{name} is not {letter} ({chosen[1]}). {en}")  # fmt: skip
     reasons = _BLIND_SPOTS.items()
-    return Verdict(
-        "right",
+    return (
         "全对。" + "".join(f"\n{name}：{zh}" for name, (_, zh, _) in reasons),
         "All correct." + "".join(f"\n{name}: {en}" for name, (_, _, en) in reasons),
     )
+
+
+def _as_typed(value: Any) -> str:
+    """Full-width letters and stray spaces make no difference."""
+    return unicodedata.normalize("NFKC", str(value)).strip()
+
+
+def _letter(value: Any) -> str:
+    """A full-width A, ``a`` and ``A: it sees a difference`` are all A."""
+    found = re.fullmatch(r"([A-Za-z])(?:[\W_].*)?", _as_typed(value), re.DOTALL)
+    return found[1].upper() if found else ""
+
+
+def _say_missing(name: str, letters: dict[str, Any]) -> None:
+    near = [
+        other for other in difflib.get_close_matches(name, letters) if other not in _BLIND_SPOTS
+    ]
+    zh, en = (f"“{near[0]}”是写错了吗？", f" Is {near[0]!r} a slip?") if near else ("", "")
+    raise Wrong(f"少了 {name}。{zh}", f"{name} is missing.{en}")
 
 
 def _evidence(name: str) -> tuple[str, str]:

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from .exercises import Verdict, raised, unfinished
+from .exercises_checking import (
+    Answer,
+    Verdict,
+    Words,
+    Wrong,
+    briefly,
+    judged,
+    line_of,
+    waiting_for,
+    words_of,
+)
 from .lightning import quiet
 from .lightning_ddp import digest
 from .memory import measure
@@ -76,33 +89,40 @@ class Mute(Regressor):
         return self.head(x)
 
 
-def _batch() -> list[Tensor]:
+def _batch(width: int = 32) -> list[Tensor]:
     random = torch.Generator().manual_seed(0)
-    return [torch.randn(64, 32, generator=random), torch.randn(64, 1, generator=random)]
+    return [torch.randn(64, width, generator=random), torch.randn(64, 1, generator=random)]
 
 
-def _data() -> DataLoader:
-    x, y = _batch()
+def _data(width: int) -> DataLoader:
+    x, y = _batch(width)
     return DataLoader(TensorDataset(x.repeat(STEPS, 1), y.repeat(STEPS, 1)), batch_size=64)
 
 
 @contextmanager
-def _counting_calls(layers: Iterable[Layer]) -> Iterator[Counter[int]]:
-    """How often each Layer's forward runs, by the Layer's identity; it begins with ``up``.
+def _counting_calls() -> Iterator[Counter[int]]:
+    """How often each Linear runs, by its identity.
 
-    Whatever stands in for ``forward``, and since when, the Layer's own has to run inside it.
+    A Layer runs as often as the first Linear inside, however the Layer itself is called: by a
+    wrapper, by ``checkpoint``, or through another ``forward`` that was put in its place.
     """
     calls: Counter[int] = Counter()
 
-    def counter(layer: Layer) -> Callable[..., None]:
-        return lambda *_: calls.update([id(layer)])
+    def count(module: nn.Module, _: Any) -> None:
+        if isinstance(module, nn.Linear):
+            calls[id(module)] += 1
 
-    hooks = [layer.up.register_forward_pre_hook(counter(layer)) for layer in layers]
+    handle = register_module_forward_pre_hook(count)
     try:
         yield calls
     finally:
-        for hook in hooks:
-            hook.remove()
+        handle.remove()
+
+
+def _firsts(model: nn.Module) -> list[nn.Linear]:
+    """The first Linear of each Layer, in order."""
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    return [next(m for m in layer.modules() if isinstance(m, nn.Linear)) for layer in layers]
 
 
 def _step(model: Any, batch: list[Tensor]) -> None:
@@ -111,16 +131,42 @@ def _step(model: Any, batch: list[Tensor]) -> None:
 
 def forward_calls(model: nn.Module) -> list[int]:
     """How often each Layer's forward is called in one training step: 2 if it is recomputed."""
-    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    firsts = _firsts(model)
     if isinstance(model, L.LightningModule):
         model.configure_model()
-    with _counting_calls(layers) as calls:
-        _step(model, _batch())
+    with _counting_calls() as calls:
+        _step(model, _batch(firsts[0].in_features if firsts else 32))
     model.zero_grad()
-    return [calls[id(layer)] for layer in layers]
+    return [calls[id(first)] for first in firsts]
 
 
-def _fit(model: L.LightningModule, file: Path | None = None) -> list[float]:
+@contextmanager
+def _classes_restored() -> Iterator[Callable[[], list[str]]]:
+    """Afterwards the lesson's classes are as they were; what is yielded names what is not."""
+    classes = (Layer, Regressor, Mute)
+    before = {one: dict(vars(one)) for one in classes}
+
+    def changed() -> list[str]:
+        return [
+            f"{one.__name__}.{name}"
+            for one in classes
+            for name in {**vars(one), **before[one]}
+            if not name.startswith("_abc")
+            and vars(one).get(name, None) is not before[one].get(name, None)
+        ]
+
+    try:
+        yield changed
+    finally:
+        for one in classes:
+            for name in {**vars(one), **before[one]}:
+                if name not in before[one]:
+                    delattr(one, name)
+                elif vars(one).get(name) is not before[one][name]:
+                    setattr(one, name, before[one][name])
+
+
+def _fit(model: L.LightningModule, file: Path | None = None, width: int = 32) -> list[float]:
     """Losses of a few steps with the real Trainer, which then saves to ``file`` if it is given."""
     losses: list[float] = []
 
@@ -133,7 +179,8 @@ def _fit(model: L.LightningModule, file: Path | None = None) -> list[float]:
         accelerator="cpu", max_epochs=1, callbacks=[Record()], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(model, _data())
+    with waiting_for((f"{STEPS} 步训练", f"{STEPS} training steps")):
+        trainer.fit(model, _data(width))
     if file is not None:
         trainer.save_checkpoint(file)
     return losses
@@ -150,36 +197,32 @@ def _built(make: Callable[..., Module], **options: Any) -> Module:
     return make(**options)
 
 
-class _Fault(Exception):
-    """What is wrong with an answer, in (zh, en)."""
-
-
-def check_flag(answer: type[Regressor]) -> Verdict:
+@judged
+def check_flag(answer: type[Regressor]) -> Words | Verdict:
     """Check a subclass of ``Regressor`` that takes ``gradient_checkpointing``, False by default.
 
-    Trains it for a few steps with the flag off and on, twice each, saves it and loads it again.
-    Passes if each Layer's forward is called once per step without the flag and twice with it,
-    losses and weights are bitwise equal, the peak falls, and a file saved either way loads either
-    way and remembers the flag.
+    Trains it for a few steps with the flag off and on in turn, twice each, saves it and loads it
+    again. Passes if each Layer runs once per step without the flag and twice with it, and the head
+    once, losses and weights are bitwise equal, the peak falls, depth and width mean what they say,
+    and a file saved either way loads either way and remembers the flag.
     """
-    changed = {"__init__", "configure_model", "setup", "forward", "training_step"}
-    if answer is None or not changed & set(vars(answer)):
-        return Verdict(
-            "unfinished",
-            "这道题还没有做。写上 __init__ 和 configure_model，再运行这个单元格。",
-            "Not done yet. Write __init__ and configure_model and run this cell again.",
+    if answer is None:
+        return _NO_FLAG_YET
+    if not isinstance(answer, type) or not issubclass(answer, Regressor):
+        raise Wrong(
+            "要把 Regressor 的一个子类交给检查器，是类本身，不是造好的模型；得到的是 "
+            f"{briefly(answer)}。",
+            "Hand a subclass of Regressor to the checker, the class itself and not a model built "
+            f"from it; this is {briefly(answer)}.",
         )
-    try:
+    if answer is Regressor or not _is_written(answer):
+        return _NO_FLAG_YET
+    with _classes_restored():
+        _check_sizes(answer)
         peaks = _check_training(answer)
         with tempfile.TemporaryDirectory() as folder:
             _check_files(answer, folder)
-    except _Fault as fault:
-        zh, en = fault.args
-        return Verdict("wrong", zh, en)
-    except Exception as error:
-        return raised(error)
-    return Verdict(
-        "right",
+    return (
         f"关着时与原来一样；开着时每层重算一次，损失和权重逐位相同，峰值从 {peaks[0]:,} 降到 "
         f"{peaks[1]:,} 字节。再次 fit 不会重复包装，存下的文件两种设置都能读。",
         "Without the flag nothing changes; with it each layer is recomputed once, losses and "
@@ -188,43 +231,85 @@ def check_flag(answer: type[Regressor]) -> Verdict:
     )
 
 
-def _check_training(answer: type[Regressor]) -> tuple[int, int]:
-    """Raises ``_Fault``; the peaks without and with the flag."""
-    reference = _built(Regressor)
-    expected, again = _fit(reference), _fit(reference)
+_NO_FLAG_YET = Verdict(
+    "unfinished",
+    "这道题还没有做。写上 __init__ 和 configure_model，再运行这个单元格。",
+    "Not done yet. Write __init__ and configure_model and run this cell again.",
+)
+
+
+def _is_written(answer: type) -> bool:
+    """Whether the class has anything in it but its docstring."""
+    return any(
+        isinstance(value, (FunctionType, property, classmethod, staticmethod))
+        or not name.startswith("_")
+        for name, value in vars(answer).items()
+    )
+
+
+def _check_sizes(answer: type[Regressor]) -> None:
+    """Raise ``Wrong`` unless depth and width reach the model."""
     try:
-        off, on = _built(answer), _built(answer, gradient_checkpointing=True)
+        small = _built(answer, depth=3, width=16, gradient_checkpointing=True)
+        _built(answer)
     except TypeError as error:
-        raise _Fault(
-            f"构造不出来：{error}。__init__ 要接受 gradient_checkpointing，默认为 False。",
-            f"It cannot be built: {error}. __init__ must take gradient_checkpointing, "
-            "False by default.",
+        if line_of(error):  # not the call itself, but a line of the answer's
+            raise
+        zh, en = words_of(error)
+        raise Wrong(
+            f"构造不出来：{zh}。__init__ 要接受 depth、width 和 gradient_checkpointing，"
+            "最后一个默认为 False。",
+            f"It cannot be built: {en}. __init__ must take depth, width and "
+            "gradient_checkpointing, False by default.",
         ) from None
+    wanted, found = (
+        sum(parameter.numel() for parameter in model.parameters())
+        for model in (_built(Regressor, depth=3, width=16), small)
+    )
+    if found != wanted:
+        raise Wrong(
+            f"用 depth=3、width=16 构造，却有 {found:,} 个参数，应为 {wanted:,} 个："
+            "depth 和 width 传给 super().__init__ 了吗？",
+            f"Built with depth=3 and width=16 it has {found:,} parameters, expected {wanted:,}: "
+            "are depth and width passed on to super().__init__?",
+        )
+
+
+def _check_training(answer: type[Regressor]) -> tuple[int, int]:
+    """Raises ``Wrong``; the peaks without and with the flag."""
+    reference = _built(Regressor)
+    expected = [_fit(reference)]
+    digests = [digest(reference)]
+    expected.append(_fit(reference))
+    digests.append(digest(reference))
+    off, on = _built(answer), _built(answer, gradient_checkpointing=True)
     if on.hparams.get("gradient_checkpointing") is not True:
-        raise _Fault(
+        raise Wrong(
             "hparams 里没有 gradient_checkpointing=True：要调用 save_hyperparameters()。",
             "hparams has no gradient_checkpointing=True: call save_hyperparameters().",
         )
-    for flag, model, wanted in ((False, off, 1), (True, on, 2)):
-        _check_fit(flag, model, 1, wanted, expected)
-        modules = len(list(model.modules()))
-        _check_fit(flag, model, 2, wanted, again)
-        if (now := len(list(model.modules()))) != modules:
-            raise _Fault(
-                f"第二次 fit 之后模块从 {modules} 个变成 {now} 个：configure_model 每次 fit 都会被"
-                "调用，已经包好的不要再包一层。",
-                f"After a second fit there are {now} modules instead of {modules}: configure_model "
-                "is called for each fit and must not wrap what is wrapped already.",
-            )
-        if digest(model) != digest(reference):
-            raise _Fault(
-                f"gradient_checkpointing={flag}：损失相同，但训练后的权重或它们的名字变了。",
-                f"gradient_checkpointing={flag}: losses agree, but the trained weights or their "
-                "names changed.",
-            )
+    modules: dict[bool, int] = {}
+    for fit in (1, 2):
+        for flag, model, wanted in ((False, off, 1), (True, on, 2)):
+            _check_fit(flag, model, fit, wanted, expected[fit - 1])
+            now = len(list(model.modules()))
+            if now != modules.setdefault(flag, now):
+                raise Wrong(
+                    f"第二次 fit 之后模块从 {modules[flag]} 个变成 {now} 个：每次 fit 都会调用 "
+                    "configure_model，已经包好的不要再包一层。",
+                    f"After a second fit there are {now} modules instead of {modules[flag]}: "
+                    "configure_model is called for each fit and must not wrap what is wrapped "
+                    "already.",
+                )
+            if digest(model) != digests[fit - 1]:
+                raise Wrong(
+                    f"gradient_checkpointing={flag}：损失相同，但训练后的权重或它们的名字变了。",
+                    f"gradient_checkpointing={flag}: losses agree, but the trained weights or "
+                    "their names changed.",
+                )
     peaks = _peak(off), _peak(on)
     if peaks[1] >= 0.8 * peaks[0]:
-        raise _Fault(
+        raise Wrong(
             f"开着时峰值是 {peaks[1]:,} 字节，关着时 {peaks[0]:,}：几乎没有省。每层各设一个检查点，"
             "不要把所有层放进同一个。",
             f"With the flag the peak is {peaks[1]:,} bytes, without {peaks[0]:,}: barely lower. "
@@ -234,32 +319,47 @@ def _check_training(answer: type[Regressor]) -> tuple[int, int]:
 
 
 def _check_fit(flag: bool, model: Regressor, fit: int, wanted: int, losses: list[float]) -> None:
-    layers = [module for module in model.modules() if isinstance(module, Layer)]
-    with _counting_calls(layers) as calls:
+    firsts = _firsts(model)
+    others = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    with _counting_calls() as calls:
         found = _fit(model)
-    counts = {calls[id(layer)] / STEPS for layer in layers}
+    counts = {calls[id(first)] / STEPS for first in firsts}
     if counts != {wanted}:
         shown = ", ".join(f"{count:g}" for count in sorted(counts))
-        zh, en = _why(flag, max(counts))
-        raise _Fault(
+        zh, en = _why(flag, max(counts), model)
+        raise Wrong(
             f"gradient_checkpointing={flag}，第 {fit} 次 fit：每步每层的 forward 调用 {shown} 次，"
             f"应是 {wanted} 次。{zh}",
             f"gradient_checkpointing={flag}, fit {fit}: each layer's forward is called {shown} "
             f"times per step, not {wanted}. {en}",
         )
+    if heads := [calls[id(head)] / STEPS for head in others if calls[id(head)] > STEPS]:
+        raise Wrong(
+            f"gradient_checkpointing={flag}：每层重算一次，可是最后的 head 每步也运行了 "
+            f"{heads[0]:g} 次：只给每个 Layer 设检查点。",
+            f"gradient_checkpointing={flag}: each layer is recomputed once, but the head at the "
+            f"end runs {heads[0]:g} times per step too: checkpoint each Layer, and nothing else.",
+        )
     for step, (one, other) in enumerate(zip(losses, found, strict=True)):
         if one != other:
-            raise _Fault(
+            raise Wrong(
                 f"gradient_checkpointing={flag}：第 {step} 步的损失是 {other!r}，原来是 {one!r}。",
                 f"gradient_checkpointing={flag}: the loss of step {step} is {other!r}; it was "
                 f"{one!r}.",
             )
 
 
-def _why(flag: bool, most: float) -> tuple[str, str]:
+def _why(flag: bool, most: float, model: nn.Module) -> Words:
     if not flag:
         return "没有要求时不该重算。", "Nothing should be recomputed unless asked for."
     if most > 2:
+        wrappers = sum(isinstance(module, CheckpointWrapper) for module in model.modules())
+        layers = sum(isinstance(module, Layer) for module in model.modules())
+        if wrappers > layers:
+            return (f"有的层重算了不止一次：包装有 {wrappers} 个，Layer 只有 {layers} 个，"
+                    "包装里面又有包装。",
+                    f"Some layers are recomputed more than once: there are {wrappers} wrappers for "
+                    f"{layers} Layers, one inside another.")  # fmt: skip
         return "有的层重算了不止一次。", "Some layers are recomputed more than once."
     if most < 2:
         return "没有一层重算：开关没有接上。", "No layer is recomputed: the flag is not connected."
@@ -268,12 +368,12 @@ def _why(flag: bool, most: float) -> tuple[str, str]:
 
 def _check_files(answer: type[Regressor], folder: str) -> None:
     for flag in (False, True):
-        model = _built(answer, gradient_checkpointing=flag)
+        model = _built(answer, depth=3, width=16, gradient_checkpointing=flag)
         file = Path(folder) / f"{flag}.ckpt"
-        _fit(model, file)
+        _fit(model, file, width=16)
         restored = answer.load_from_checkpoint(file, map_location="cpu")
         if restored.hparams.get("gradient_checkpointing") is not flag:
-            raise _Fault(
+            raise Wrong(
                 f"用 gradient_checkpointing={flag} 训练并保存，读回来却是 "
                 f"{restored.hparams.get('gradient_checkpointing')}。",
                 f"Trained and saved with gradient_checkpointing={flag}, loaded as "
@@ -281,47 +381,47 @@ def _check_files(answer: type[Regressor], folder: str) -> None:
             )
         other = answer.load_from_checkpoint(file, gradient_checkpointing=not flag)
         if digest(other) != digest(model):
-            raise _Fault(
+            raise Wrong(
                 f"用 gradient_checkpointing={flag} 存下的文件，换另一种设置读进来权重就不同了。",
                 f"A file saved with gradient_checkpointing={flag} gives different weights when "
                 "loaded with the other setting.",
             )
 
 
-def check_repaired(answer: Callable[[Mute], Any]) -> Verdict:
+@judged
+def check_repaired(answer: Callable[[Mute], Any]) -> Words:
     """Check ``answer(model)``: makes a ``Mute(gradient_checkpointing=True)`` mean what it says.
 
     It returns the model, or changes it in place and returns it. Passes if each Layer is then
     recomputed once per step, with losses and weights bitwise those of a ``Regressor``; a model
-    built with the flag off must stay as it is.
+    built with the flag off must stay as it is, also while one with the flag on is there.
     """
-    reference = _built(Regressor)
-    expected = _fit(reference)
-    try:
-        for flag, wanted in ((True, 2), (False, 1)):
-            model = answer(_built(Mute, gradient_checkpointing=flag))
-            if model is None:
-                return unfinished()
-            if not isinstance(model, L.LightningModule):
-                return Verdict(
-                    "wrong",
-                    f"要返回模型，得到的是 {type(model).__name__}。",
-                    f"Return the model, not a {type(model).__name__}.",
+    ask = Answer(answer)
+    with _classes_restored() as changed:
+        models = {}
+        for flag in (True, False):
+            given = _built(Mute, gradient_checkpointing=flag)
+            models[flag] = ask(given)
+            if models[flag] is None:
+                raise ask.nothing(given)
+            if not isinstance(models[flag], L.LightningModule):
+                raise Wrong(
+                    f"要返回模型，得到的是 {type(models[flag]).__name__}。",
+                    f"Return the model, not a {type(models[flag]).__name__}.",
                 )
-            counts = forward_calls(model)
+        for flag, wanted in ((True, 2), (False, 1), (True, 2)):
+            counts = forward_calls(models[flag])
             if set(counts) != {wanted}:
-                return _not_repaired(flag, counts, wanted)
-            found = _fit(model)
-            if found != expected or digest(model) != digest(reference):
-                return Verdict(
-                    "wrong",
-                    "重算的次数对了，但损失或权重与原来的不同。",
-                    "The right number of recomputations, but different losses or weights.",
+                raise _not_repaired(flag, counts, wanted, changed())
+        for flag, model in models.items():
+            reference = _built(Regressor)
+            if _fit(model) != _fit(reference) or digest(model) != digest(reference):
+                raise Wrong(
+                    f"gradient_checkpointing={flag}：重算的次数对了，但损失或权重与原来的不同。",
+                    f"gradient_checkpointing={flag}: the right number of recomputations, but "
+                    "different losses or weights.",
                 )
-    except Exception as error:
-        return raised(error)
-    return Verdict(
-        "right",
+    return (
         "开着时每层重算一次，关着时不重算，损失和权重逐位相同。"
         "以后看见 gradient_checkpointing=True，先数一数 forward。",
         "With the flag each layer is recomputed once, without it none, and losses and weights are "
@@ -329,18 +429,25 @@ def check_repaired(answer: Callable[[Mute], Any]) -> Verdict:
     )
 
 
-def _not_repaired(flag: bool, counts: list[int], wanted: int) -> Verdict:
-    if not flag:
+def _not_repaired(flag: bool, counts: list[int], wanted: int, changed: list[str]) -> Wrong:
+    if changed:
+        zh, en = (f"你改的是 {changed[0]}，整个类共用，后一个模型的设置盖掉了前一个的。",
+                  f"You changed {changed[0]}, which all models share: the setting of the one "
+                  "repaired last holds for all.")  # fmt: skip
+    elif not flag:
         zh, en = ("没有打开开关的模型也重算了：要看 model.hparams。",
                   "A model with its flag off recomputes too: look at model.hparams.")  # fmt: skip
-    elif max(counts) == 1:
+    elif max(counts, default=1) == 1:
         zh, en = ("还是没有一层重算。谁读 gradient_checkpointing，从哪个对象上读？",
                   "Still nothing is recomputed. Who reads gradient_checkpointing, and on which "
                   "object?")  # fmt: skip
+    elif max(counts) > 2:
+        zh, en = ("有的层重算了不止一次：检查点套着检查点。",
+                  "Some layers are recomputed more than once: a checkpoint inside a checkpoint."
+                  )  # fmt: skip
     else:
         zh, en = "有的层调用次数多了，有的少了。", "Some layers have too many, some too few."
-    return Verdict(
-        "wrong",
+    return Wrong(
         f"gradient_checkpointing={flag}：各层 forward 调用 {counts} 次，应都是 {wanted}。{zh}",
         f"gradient_checkpointing={flag}: forward is called {counts} times, all should be "
         f"{wanted}. {en}",

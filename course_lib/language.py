@@ -63,8 +63,20 @@ def text(*, zh: str, en: str, between: str = " · ") -> str:
     """``zh`` or ``en``, whichever is in use; with ``both``, the two joined by ``between``."""
     chosen = language()
     if chosen == "both":
-        return zh if zh == en else f"{zh}{between}{en}"
-    return zh if chosen == "zh" else en
+        return Said(zh if zh == en else f"{zh}{between}{en}", zh, en)
+    return Said(zh if chosen == "zh" else en, zh, en)
+
+
+class Said(str):
+    """Words in the language in use that know both: an error keeps what it says in the other."""
+
+    zh: str
+    en: str
+
+    def __new__(cls, shown: str, zh: str = "", en: str = "") -> Said:
+        said = super().__new__(cls, shown)
+        said.zh, said.en = zh or shown, en or shown
+        return said
 
 
 class Bilingual:

@@ -440,6 +440,14 @@ class Placed:
     def share(self, prediction: Prediction) -> str:
         return f"{prediction.recomputed_flops / max(self.chain.flops, 1):+.1%}"
 
+    def reached(self, mine: str) -> tuple[str, str]:
+        """What it means to need no more FLOPs than ``best``, which may be the optimum or not."""
+        if self.best.exact:
+            return (f"放得下，FLOPs {mine}，不嵌套的方案里没有更省的",
+                    f"It fits, FLOPs {mine}: no plan without nesting needs fewer")  # fmt: skip
+        return (f"放得下，FLOPs {mine}，与已知最好的方案一样",
+                f"It fits, FLOPs {mine}, as few as the best plan known")  # fmt: skip
+
 
 def _draw_placement(figure: Figure, placed: Placed) -> None:
     width = figure.get_figwidth()
@@ -449,11 +457,11 @@ def _draw_placement(figure: Figure, placed: Placed) -> None:
     if over > 0:
         title = (f"超出预算 {size_text(over)}", f"{size_text(over)} over the budget")
     elif prediction.recomputed_flops <= placed.best.prediction.recomputed_flops:
-        title = (f"放得下，FLOPs {mine}，就是最优", f"It fits, FLOPs {mine}: that is the optimum")
+        title = placed.reached(mine)
     else:
         title = (
-            f"放得下，FLOPs {mine}；最优是 {best}",
-            f"It fits, FLOPs {mine}; the best is {best}",
+            f"放得下，FLOPs {mine}；不嵌套的最好方案是 {best}",
+            f"It fits, FLOPs {mine}; the best without nesting is {best}",
         )
     top = _title(figure, title)
     left, right = STRIP

@@ -41,6 +41,20 @@ def test_a_lesson_ticks_claims_off_for_good(own_memory):
     assert str(claims()).count("☑") == 2
 
 
+def test_a_new_copy_of_the_course_starts_without_ticks(own_memory, tmp_path, monkeypatch):
+    """Who takes the course on a machine where somebody else has."""
+    verdicts(A1=("对", "yes"))
+    assert "☑" in str(claims())
+    monkeypatch.setattr(contents, "NOTEBOOKS", tmp_path / "another" / "notebooks")
+    assert "☑" not in str(claims())
+
+
+def test_stored_outputs_never_show_somebodys_ticks(own_memory, monkeypatch):
+    verdicts(A1=("对", "yes"))
+    monkeypatch.setenv("COURSE_LANG", "en")  # as a refresh or an export runs
+    assert "☑" not in str(claims())
+
+
 def test_a_home_that_cannot_be_written_loses_nothing_but_the_ticks(own_memory, tmp_path):
     (tmp_path / "memory").write_text("a file where a folder should be")
     assert "不全" in str(verdicts(A1=("不全", "incomplete"))._repr_mimebundle_()["text/html"])

@@ -1,12 +1,18 @@
 """Predictions and the checkers of lessons 00 and 01: right, wrong and unfinished answers."""
 
+import copy
+import functools
+import itertools
+import types
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from verdicts import heard, speak
 
 from course_lib import answers, exercises, language
 from course_lib.exercises import (
@@ -23,6 +29,11 @@ from course_lib.exercises import (
 @pytest.fixture(autouse=True)
 def no_predictions(monkeypatch):
     monkeypatch.setattr(exercises, "_predictions", {})
+
+
+@pytest.fixture(params=["zh", "en"])
+def spoken(request, monkeypatch):
+    speak(monkeypatch, request.param)
 
 
 def results(*peaks_and_flops):
@@ -50,6 +61,59 @@ def fused_in_a_module(block, x):
     return thrifty(block, x)
 
 
+class Thrifty(nn.Module):
+    """In a class's style, around the block's own layers."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.gate, self.up, self.down = block.gate, block.up, block.down
+
+    def forward(self, x, *, one=1.0):
+        return self.down(functional.silu(self.gate(x)) * (self.up(x) + one))
+
+
+def another_forward(block, x):
+    block.forward = types.MethodType(lambda self, x, *, one=1.0: thrifty(self, x), block)
+    return block(x)
+
+
+def one_loop(n, k):
+    """The longer ones first, counted up."""
+    parts, begin = [], 0
+    for i in range(k):
+        end = begin + n // k + (i < n % k)
+        parts.append(range(begin, end))
+        begin = end
+    return parts
+
+
+def yields_segments(n, k):
+    for i in range(k):
+        yield range(i * n // k, (i + 1) * n // k)
+
+
+class Cheapest:
+    """An object that can be called."""
+
+    def __call__(self, budget, measured):
+        best = -1
+        flops = None
+        for result in measured:
+            if result.trace.peak <= budget and (flops is None or result.trace.flops < flops):
+                best, flops = result.checkpoints, result.trace.flops
+        return best
+
+
+def measures_it(batch, sequence, width, hidden):
+    block = exercises.GatedMLP(width, hidden)
+    return exercises.saved_tensors(block, torch.ones(batch, sequence, width)).total
+
+
+@functools.cache
+def by_a_decorator(batch, sequence, width, hidden):
+    return 4 * batch * sequence * (width + 4 * hidden)
+
+
 RIGHT = [
     lambda: check_segments(lambda n, k: [range(i * n // k, (i + 1) * n // k) for i in range(k)]),
     lambda: check_segments(  # the longer ones first, as lists
@@ -65,14 +129,27 @@ RIGHT = [
     lambda: check_segments(lambda n, k: torch.arange(n).tensor_split(k)),
     lambda: check_cheapest(lambda b, m: torch.tensor(cheapest(b, m)), MEASURED),
     lambda: check_kept_bytes(lambda b, s, w, h: torch.tensor(4 * b * s * (w + 4 * h))),
+    lambda: check_segments(one_loop),
+    lambda: check_segments(yields_segments),
+    lambda: check_segments(lambda n, k: numpy.array_split(numpy.arange(n), k)),
+    lambda: check_segments(functools.partial(lambda n, k, *, first: one_loop(n, k), first=0)),
+    lambda: check_cheapest(Cheapest(), MEASURED),
+    lambda: check_cheapest(lambda b, m: numpy.int64(cheapest(b, m)), MEASURED),
+    lambda: check_cheapest(lambda b, m: (lambda fitting: sorted(
+        (r.trace.flops, r.checkpoints) for r in fitting)[0][1] if fitting else -1)(
+        [r for r in m if r.trace.peak <= b]), MEASURED),
+    lambda: check_kept_bytes(measures_it),
+    lambda: check_kept_bytes(by_a_decorator),
+    lambda: check_kept_bytes(lambda b, s, w, h: 4.0 * numpy.int32(b) * s * (w + 4 * h)),
+    lambda: check_thrifty(another_forward),
+    lambda: check_thrifty(lambda block, x: Thrifty(block)(x, one=1)),
+    lambda: check_thrifty(lambda block, x: thrifty(copy.copy(block), x)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("check", RIGHT)
-def test_right_answers_pass(check):
-    verdict = check()
-    assert verdict.passed, str(verdict)
-    assert str(verdict).startswith("✅")
+def test_right_answers_pass(check, spoken):
+    heard(check(), "right")
 
 
 @pytest.mark.parametrize(
@@ -82,12 +159,12 @@ def test_right_answers_pass(check):
         lambda: check_cheapest(lambda budget, measured: None, MEASURED),
         lambda: check_kept_bytes(lambda b, s, w, h: None),
         lambda: check_thrifty(lambda block, x: None),
+        lambda: check_segments(None),
+        lambda: check_cheapest(functools.partial(lambda budget, measured: None), MEASURED),
     ],
 )
-def test_stubs_are_kindly_unfinished(check):
-    verdict = check()
-    assert verdict.state == "unfinished"
-    assert "Not done yet" in str(verdict)
+def test_stubs_are_kindly_unfinished(check, spoken):
+    heard(check(), "unfinished", "还没有做", "Not done yet")
 
 
 def params(block):
@@ -121,13 +198,119 @@ def only_where_it_fits(budget, measured):
     return None if found == -1 else found
 
 
+def forgets_to_return(*arguments):
+    one_loop(4, 2)
+
+
+def mutates(budget, measured):
+    measured.sort(key=lambda result: result.trace.flops)
+    return cheapest(budget, measured)
+
+
+def table_of(cases, right):
+    """Knows the answers to some cases by heart, and guesses for others."""
+    known = {case: right(*case) for case in cases}
+    return lambda *case: known.get(case, next(iter(known.values())))
+
+
+def in_place(block, x):
+    with torch.no_grad():
+        x.mul_(1.0 + 1e-3)
+        found = thrifty(block, x)
+    return found
+
+
+def of_the_lessons_block(block, x):
+    torch.manual_seed(0)
+    return thrifty(exercises.Wasteful(), x)
+
+
+def remembers_the_first(block, x, seen={}):  # noqa: B006
+    return seen.setdefault(tuple(x.shape), thrifty(block, x))
+
+
+def half_precision(block, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return thrifty(block, x).float()
+
+
+def grad_mode_left_off(block, x):
+    found = thrifty(block, x)
+    torch.set_grad_enabled(False)
+    return found
+
+
+def calls_itself(n, k):
+    return calls_itself(n, k - 1)
+
+
 WRONG = [
+    # a table, a rounding slip, an argument that is ignored, counted from one, backwards, none
+    (lambda: check_segments(table_of([(12, 4), (12, 1), (12, 12), (12, 5), (7, 3), (100, 10),
+                                      (1, 1)], one_loop)), "segments"),
+    (lambda: check_segments(lambda n, k: [range(int(i * (n / k)), int((i + 1) * (n / k)))
+                                          for i in range(k)]), "layer .* is in no segment"),
+    (lambda: check_segments(lambda n, k: [range(round(i * n / k + 1e-9), round((i + 1) * n / k))
+                                          for i in range(k - 1)]), "expected 4 segments, got 3"),
+    (lambda: check_segments(lambda n, k: one_loop(12, k)), "n=7, k=3: there is no layer 7"),
+    (lambda: check_segments(lambda n, k: one_loop(n, 4)), "k=1: expected 1 segments, got 4"),
+    (lambda: check_segments(lambda n, k: [range(p.start + 1, p.stop + 1) for p in one_loop(n, k)]),
+     "there is no layer 12: layers are numbered 0 to 11"),
+    (lambda: check_segments(lambda n, k: one_loop(n, k)[::-1]), "out of order: in the place of"),
+    (lambda: check_segments(lambda n, k: [-(-n // k)] * k), r"expected a list of 4 ranges, got \["),
+    (lambda: check_segments(lambda n, k: [range(i * -(-n // k), min(n, (i + 1) * -(-n // k)))
+                                          for i in range(k)]), "too uneven|is in no"),
+    (lambda: check_segments(lambda n, k: [range(10**12)] * k), "there is no layer 12"),
+    (lambda: check_segments(lambda n, k: itertools.repeat(range(n))), "expected 4 segments, got"),
+    (lambda: check_segments(forgets_to_return), "returned nothing .*is a return missing"),
+    (lambda: check_segments(calls_itself), "RecursionError.*calls itself without end"),
+    (lambda: check_segments(one_loop(12, 4)), "without parentheses"),
+    # the place instead of the number, the lesson's own list, a table, other rules, the list sorted
+    (lambda: check_cheapest(lambda b, m: m.index(min(
+        (r for r in m if r.trace.peak <= b), key=lambda r: r.trace.flops))
+        if any(r.trace.peak <= b for r in m) else -1, MEASURED),
+     "has [0-9] checkpoints: return its .checkpoints, not its place"),
+    (lambda: check_cheapest(lambda b, m: cheapest(b, MEASURED), MEASURED), "holds other results"),
+    (lambda: check_cheapest(lambda b, m: {49: -1, 50: 3, 60: 3, 99: 3}.get(b, 0), MEASURED),
+     "Budget of 299 bytes: nothing fits: expected -1, got 0"),
+    (lambda: check_cheapest(lambda b, m: min((r.checkpoints for r in m if r.trace.peak <= b),
+                                             default=-1), MEASURED), "need .* more FLOPs"),
+    (lambda: check_cheapest(lambda b, m: min((r for r in m if r.trace.peak <= b), default=None,
+        key=lambda r: r.trace.peak).checkpoints if b >= min(r.trace.peak for r in m) else -1,
+        MEASURED), "need .* more FLOPs"),
+    (lambda: check_cheapest(lambda b, m: cheapest(b - 1, m), MEASURED), "but 3 checkpoints fit"),
+    (lambda: check_cheapest(mutates, MEASURED), "changes the list measured"),
+    (lambda: check_cheapest(forgets_to_return, MEASURED), "got None"),
+    (lambda: check_cheapest(lambda b, m: True, MEASURED), "got True"),
+    # a table, what is left out, the wrong type's size, another function
+    (lambda: check_kept_bytes(table_of(
+        [(1, 1, 8, 20), (2, 16, 32, 64), (3, 5, 16, 128), (4, 8, 64, 24)], by_a_decorator)),
+     "Look at each line|is missing|too many|left out"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * s * (w + 4 * h)), "Is batch left out"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * (w + 4 * h)), "Is sequence left out"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 2 * b * s * (w + 4 * h)), "4 bytes, not 2"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 8 * b * s * (w + 4 * h)), "Exactly twice"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * (h + 4 * w)), "Look at each line"),
+    (lambda: check_kept_bytes(forgets_to_return), "number of bytes, got None"),
+    (lambda: check_kept_bytes(True), "Hand the function itself"),
+    # another block, a change of what was passed in, half precision, grad mode left off
+    (lambda: check_thrifty(of_the_lessons_block), "output changed"),
+    (lambda: check_thrifty(in_place), "changes x, which was passed in"),
+    (lambda: check_thrifty(lambda block, x: (block.up.bias.data.add_(1.0), thrifty(block, x))[1]),
+     "changes up.bias"),
+    (lambda: check_thrifty(remembers_the_first), "gradient|graph|backward"),
+    (lambda: check_thrifty(half_precision), "output changed"),
+    (lambda: check_thrifty(grad_mode_left_off), "grad mode is off"),
+    (lambda: check_thrifty(forgets_to_return), "returned nothing"),
+    (lambda: check_thrifty(lambda block, x: thrifty(block, x, 1)), "TypeError"),
+    (lambda: check_thrifty(thrifty(exercises.Wasteful(), torch.ones(1, 64))),
+     "Hand the function itself"),
     (lambda: check_segments(lambda n, k: [range(n)]), "expected 4 segments, got 1"),
     (lambda: check_segments(lambda n, k: [range(i * (n // k), (i + 1) * (n // k))
                                           for i in range(k)]), "layer 10 is in no segment"),
     (lambda: check_segments(lambda n, k: [range(n), *(range(0) for _ in range(k - 1))]),
      "too uneven"),
-    (lambda: check_segments(lambda n, k: [range(n) for _ in range(k)]), "come twice"),
+    (lambda: check_segments(lambda n, k: [range(n) for _ in range(k)]), "layer 0 comes twice"),
     (lambda: check_segments(lambda n, k: 1 / 0), "ZeroDivisionError"),
     (lambda: check_cheapest(lambda b, m: 0, MEASURED), "nothing fits: expected -1"),
     (lambda: check_cheapest(lambda b, m: max([r.checkpoints for r in m if r.trace.peak <= b],
@@ -158,7 +341,8 @@ WRONG = [
     (lambda: check_segments(lambda n, k: [slice(0, n)] * k), "expected a list of 4 ranges"),
     (lambda: check_segments(lambda n, k: [[0.5] * n] * k), "expected a list of 4 ranges"),
     (lambda: check_segments(lambda n, k: (1 // i for i in range(k))), "ZeroDivisionError"),
-    (lambda: check_segments(lambda n, k: [range(n)] if k == 1 else None), "got None"),
+    (lambda: check_segments(lambda n, k: [range(n)] if k == 1 else None),
+     r"lambda\(12, 4\) ran, but returned nothing \(None\)"),
     (lambda: check_cheapest(only_where_it_fits, MEASURED), "expected -1, got None"),
     (lambda: check_cheapest(lambda b, m: torch.arange(2), MEASURED), "got tensor"),
     (lambda: check_cheapest(lambda b, m: -1 if b < 50 else m[3], MEASURED),
@@ -179,13 +363,34 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("check", "fault"), WRONG)
-def test_wrong_answers_are_told_what_is_wrong(check, fault):
-    import re
+def test_wrong_answers_are_told_what_is_wrong(check, fault, spoken):
+    heard(check(), "wrong", en=fault)
 
-    verdict = check()
-    assert verdict.state == "wrong", str(verdict)
-    assert re.search(fault, str(verdict)), str(verdict)
-    assert verdict.zh != verdict.en
+
+def test_an_exception_comes_with_its_line_and_its_arguments(spoken):
+    def broken(n, k):
+        return n // (k - 4)
+
+    heard(
+        check_segments(broken), "wrong",
+        r"ZeroDivisionError: .*\n调用是 broken\(12, 4\)\n在第 \d+ 行：return n // \(k - 4\)",
+        r"ZeroDivisionError: .*\nThe call was broken\(12, 4\)\nIn line \d+: return n // \(k - 4\)",
+    )  # fmt: skip
+
+
+def test_what_an_earlier_cell_left_behind_makes_no_difference():
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    try:
+        assert check_thrifty(thrifty).passed
+        assert check_kept_bytes(by_a_decorator).passed
+        assert not torch.is_grad_enabled() and torch.get_default_dtype() == torch.float64
+        assert torch.equal(torch.get_rng_state(), before)
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_checker_leaves_nothing_in_the_blocks_gradients():
@@ -205,13 +410,13 @@ def test_a_prediction_is_kept_when_its_cell_runs_again():
     first.field.value = "12.5"
     again = predict("peak", zh="峰值是", en="The peak is")
     assert again.value == 12.5
-    again.field.value = "1,024"
+    again.field.value = "1024"
     assert again.value == 1024
 
 
 def test_a_prediction_that_is_no_number_is_pointed_out_and_not_kept():
     prediction = predict("peak", zh="峰值是", en="The peak is")
-    for typed in ("many", "nan", "inf", "9" * 400, "58 MiB", "1/3", "--3"):
+    for typed in ("many", "nan", "inf", "9" * 400, "--3"):
         prediction.field.value = typed
         assert prediction.value is None, typed
         assert "Please type a number" in prediction._note.value, typed
@@ -324,15 +529,3 @@ def test_bad_calls_are_refused():
         predict("peak", zh="", en="", unit="Mo")
     with pytest.raises(KeyError, match="run the cell with its field first"):
         compare("unknown", 3)
-
-
-def test_verdicts_speak_the_chosen_language():
-    before = language.language()
-    try:
-        language.choose("zh")
-        assert "还没有做" in str(check_segments(lambda n, k: None))
-        language.choose("both")
-        assert "还没有做" in str(check_segments(lambda n, k: None))
-        assert "Not done yet" in str(check_segments(lambda n, k: None))
-    finally:
-        language.choose(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
+from verdicts import heard, speak
 
 from course_lib import exercises_recompute as exercises
 from course_lib import recompute
@@ -146,7 +148,7 @@ def returns_the_loss_with_its_graph(body, head, x):
     return loss
 
 
-@wrong(by_hand, "函数运行了，却没有返回", "it ran, but returned nothing")
+@wrong(by_hand, "运行了，却没有返回结果", "ran, but returned nothing")
 def forgets_to_return_the_loss(body, head, x):
     recompute.step_by_hand(body, head, x)
 
@@ -156,6 +158,60 @@ def overwrites_gradients(body, head, x):
     for leaf in (x, *body.parameters(), *head.parameters()):
         leaf.grad = None
     return recompute.step_by_hand(body, head, x)
+
+
+@right(by_hand)
+@torch.enable_grad()
+def decorated(body, head, x):
+    """The graph of the first run is thrown away before head runs."""
+    middle = body(x).detach_().requires_grad_(True)
+    loss = head(middle)
+    loss.backward()
+    outputs = body(x)
+    (outputs * middle.grad).sum().backward()
+    return loss.detach()
+
+
+@wrong(by_hand, "应返回损失（张量），得到的是 float", "Return the loss, a tensor, not float")
+def returns_a_number(body, head, x):
+    return recompute.step_by_hand(body, head, x).item()
+
+
+@wrong(by_hand, "参数 body.0.weight 没有得到梯度", "parameter body.0.weight got no gradient")
+def works_on_a_copy(body, head, x):
+    return recompute.step_by_hand(copy.deepcopy(body), head, x)
+
+
+history = []
+
+
+@wrong(by_hand, "每一步都多出 65,536 字节收不回来", "each step leaves 65,536 bytes more")
+def keeps_a_history(body, head, x):
+    with torch.no_grad():
+        middle = body(x)
+    history.append(middle.requires_grad_())
+    loss = head(middle)
+    loss.backward()
+    body(x).backward(middle.grad)
+    return loss.detach()
+
+
+@wrong(by_hand, "梯度模式关着", "grad mode is off, which it was not")
+def leaves_grad_mode_off(body, head, x):
+    loss = recompute.step_by_hand(body, head, x)
+    torch.set_grad_enabled(False)
+    return loss
+
+
+@wrong(by_hand, "x 不要梯度，却得到了一个", "x needs no gradient but got one")
+def makes_the_input_require_one(body, head, x):
+    return recompute.step_by_hand(body, head, x.requires_grad_())
+
+
+@wrong(by_hand, r"调用是 raises\(Sequential, _Head, tensor\[512, 32\]\)\n在第 \d+ 行：raise",
+       r"The call was raises\(Sequential, _Head, tensor\[512, 32\]\)\nIn line \d+: r")  # fmt: skip
+def raises(body, head, x):
+    raise LookupError("somewhere")
 
 
 # --- 2. autograd function -----------------------------------------------------------------------
@@ -217,7 +273,7 @@ def backward_on_the_old_graph(ctx, *gradients):
     return None, *(x.grad for x in inputs)
 
 
-@wrong(function_check, "先 x.detach()", "x.detach() first")
+@wrong(function_check, r"先 x\.detach\(\)", r"x\.detach\(\) first")
 def forgets_detach(function, *inputs):
     return autograd_function(Rerun.forward, backward_on_the_old_graph)(function, *inputs)
 
@@ -307,7 +363,7 @@ def forgets_the_second_output(function, *inputs):
     return autograd_function(Rerun.forward, backward_for_one_output)(function, *inputs)
 
 
-@wrong(function_check, "函数运行了，却没有返回", "it ran, but returned nothing")
+@wrong(function_check, "运行了，却没有返回结果", "ran, but returned nothing")
 def forgets_to_return_the_output(function, *inputs):
     Rerun.apply(function, *inputs)
 
@@ -325,6 +381,104 @@ def runs_it_once_too_often(function, *inputs):
         return Rerun.backward(ctx, *gradients)
 
     return autograd_function(Rerun.forward, backward)(function, *inputs)
+
+
+@wrong(function_check, "backward 就要返回几项", "backward returns one item for each value")
+def returns_too_few_gradients(function, *inputs):
+    return autograd_function(Rerun.forward, lambda ctx, *gradients: (
+        Rerun.backward(ctx, *gradients)[1:]))(function, *inputs)  # fmt: skip
+
+
+WRONG["check_function", "the class itself"] = (
+    function_check, Rerun, "要交给检查器的是 Rerun.apply", "Hand Rerun.apply to the checker",
+)  # fmt: skip
+
+
+class OnTheClass(torch.autograd.Function):
+    """Keeps what it needs on the class: that of the last call."""
+
+    @staticmethod
+    def forward(ctx, function, *inputs):
+        OnTheClass.function, OnTheClass.inputs = function, inputs
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        inputs = [x.detach().requires_grad_(x.requires_grad) for x in OnTheClass.inputs]
+        with torch.enable_grad():
+            outputs = OnTheClass.function(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(y, g) for y, g in zip(outputs, gradients, strict=True) if y.requires_grad]
+        torch.autograd.backward(*zip(*pairs, strict=True))
+        return None, *(x.grad for x in inputs)
+
+
+@wrong(function_check, "每次调用要有自己的一份东西", "each call has to keep things of its own")
+def state_on_the_class(function, *inputs):
+    return OnTheClass.apply(function, *inputs)
+
+
+class OnAStack(OnTheClass):
+    """Keeps it on a stack, as if checkpoints always ran backward in the opposite order."""
+
+    stack = []  # noqa: RUF012
+
+    @staticmethod
+    def forward(ctx, function, *inputs):
+        OnAStack.stack.append((function, inputs))
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        OnTheClass.function, OnTheClass.inputs = OnAStack.stack.pop()
+        return OnTheClass.backward(ctx, *gradients)
+
+
+@wrong(function_check, "每次调用要有自己的一份东西", "each call has to keep things of its own")
+def state_on_a_stack(function, *inputs):
+    return OnAStack.apply(function, *inputs)
+
+
+@wrong(function_check, "每一步都多出 .* 字节收不回来", "put into a global or a class and never")
+def keeps_all_inputs_for_ever(function, *inputs):
+    history.append(inputs)
+    return Rerun.apply(function, *inputs)
+
+
+@right(function_check)
+def by_keyword_and_partial(function, *inputs):
+    """A class made anew for each call, which keeps what it needs in a closure."""
+
+    class Mine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *given):
+            ctx.save_for_backward(*given)
+            return function(*given)
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            ctx_function = functools.partial(function)
+            leaves = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
+            with torch.enable_grad():
+                outputs = ctx_function(*leaves)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            torch.autograd.backward(outputs, gradients)
+            return tuple(x.grad for x in leaves)
+
+    return Mine.apply(*inputs)
+
+
+@wrong(function_check, "前向传播的输出就不一样", "the output of the forward pass already differs")
+def halves_the_output(function, *inputs):
+    return autograd_function(lambda ctx, f, *x: Rerun.forward(ctx, f, *x[:1], *x[1:])
+                             if len(x) > 1 else Rerun.forward(ctx, f, *x) / 2,
+                             Rerun.backward)(function, *inputs)  # fmt: skip
+
+
+@wrong(function_check, "输出有 1 个，应有 2 个", "it returns 1 outputs, expected 2")
+def drops_the_second_output(function, *inputs):
+    output = Rerun.apply(function, *inputs)
+    return output[0] if isinstance(output, tuple) else output
 
 
 # --- 3. random state ----------------------------------------------------------------------------
@@ -416,15 +570,27 @@ def forgets_autocast(function, *inputs):
     return Rerun.apply(again, *inputs)
 
 
+@wrong(random_check, "第二次运行在 autocast 下面", "The second run was under autocast, and the")
+def always_under_autocast(function, *inputs):
+    repeatable, runs = Repeatable(function), []
+
+    def again(*inputs):
+        runs.append(None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=len(runs) > 1):
+            return function(*inputs) if len(runs) > 1 else repeatable(*inputs)
+
+    return Rerun.apply(again, *inputs)
+
+
 @wrong(random_check, "总共只运行了 1 次", "ran only once in all")
 def avoids_the_question(function, *inputs):
     return function(*inputs)
 
 
-@wrong(random_check, "第二次运行抽到了别的随机数", "The second run drew different random numbers")
+@wrong(random_check, "training 与第一次不同", "another training flag than in the first")
 def switches_dropout_off_in_the_second_run(function, *inputs):
     modules = list(function.children()) if isinstance(function, nn.Module) else []
-    runs = []
+    runs, repeatable = [], Repeatable(function)
 
     def again(*inputs):
         runs.append(None)
@@ -432,9 +598,34 @@ def switches_dropout_off_in_the_second_run(function, *inputs):
             for module in modules if len(runs) > 1 else []:
                 module.training = False
                 stack.callback(setattr, module, "training", True)
+            return repeatable(*inputs)
+
+    return Rerun.apply(again, *inputs)
+
+
+states = []
+
+
+@wrong(random_check, "每次调用要有自己的一份东西", "each call has to keep things of its own")
+def keeps_the_last_state_in_a_global(function, *inputs):
+    states[:] = [torch.get_rng_state()]
+    cast = torch.is_autocast_enabled("cpu")
+    runs = []
+
+    def again(*inputs):
+        runs.append(None)
+        if len(runs) == 1:
+            return function(*inputs)
+        with torch.random.fork_rng([]), torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            torch.set_rng_state(states[0])
             return function(*inputs)
 
     return Rerun.apply(again, *inputs)
+
+
+@wrong(random_check, "x 的梯度与普通反向传播不同", "the gradient of x differs")
+def wrong_without_any_randomness(function, *inputs):
+    return autograd_function(Rerun.forward, backward_with_ones)(Repeatable(function), *inputs)
 
 
 # --- 4. chain -----------------------------------------------------------------------------------
@@ -462,7 +653,7 @@ def calls_itself(layers, segments, x, checkpoint):
     return calls_itself(layers[cut:], segments - 1, x, checkpoint)
 
 
-@right(chain_check)
+@wrong(chain_check, "改动了传进来的 layers", "changes the layers that were passed in")
 def uses_up_the_layers(layers, segments, x, checkpoint):
     for left in range(segments, 0, -1):
         part = layers[: len(layers) // left]
@@ -471,7 +662,7 @@ def uses_up_the_layers(layers, segments, x, checkpoint):
     return x
 
 
-@wrong(chain_check, "函数运行了，却没有返回", "it ran, but returned nothing")
+@wrong(chain_check, "运行了，却没有返回结果", "ran, but returned nothing")
 def forgets_to_return_the_chain(layers, segments, x, checkpoint):
     recompute.chain(layers, segments, x, checkpoint)
 
@@ -500,7 +691,7 @@ def drops_the_remainder(layers, segments, x, checkpoint):
     return x
 
 
-@wrong(chain_check, "10 层分 4 段：峰值", "10 layers in 4 segments: the peak is")
+@wrong(chain_check, "12 层分 5 段：段长是 2, 2, 2, 2, 4", "2, 2, 2, 2, 4, which differ by more")
 def puts_the_remainder_into_the_last_segment(layers, segments, x, checkpoint):
     size = len(layers) // segments
     for i in range(segments):
@@ -509,16 +700,45 @@ def puts_the_remainder_into_the_last_segment(layers, segments, x, checkpoint):
     return x
 
 
-@wrong(chain_check, "字节，应不超过", "expected at most")
+@wrong(
+    chain_check, "checkpoint 调用了 7 次，应为 3 次", "checkpoint was called 7 times, expected 3"
+)
 def checkpoints_every_layer(layers, segments, x, checkpoint):
     for layer in layers:
         x = checkpoint(layer, x)
     return x
 
 
-@wrong(chain_check, "字节，应不超过", "expected at most")
+@wrong(
+    chain_check, "checkpoint 调用了 1 次，应为 3 次", "checkpoint was called 1 times, expected 3"
+)
 def checkpoints_everything_at_once(layers, segments, x, checkpoint):
     return checkpoint(nn.Sequential(*layers), x)
+
+
+@wrong(chain_check, "7 层分 3 段：段长是 3, 3, 1", "3, 3, 1, which differ by more than 1")
+def rounds_the_length_up(layers, segments, x, checkpoint):
+    size = -(-len(layers) // segments)
+    for begin in range(0, len(layers), size):
+        x = checkpoint(nn.Sequential(*layers[begin : begin + size]), x)
+    return x
+
+
+@wrong(chain_check, "传进来的 checkpoint 一次也没有调用", "checkpoint that was passed in is never")
+def takes_another_checkpoint(layers, segments, x, checkpoint):
+    return recompute.chain(layers, segments, x, rerun_alike)
+
+
+@wrong(chain_check, "传进来的 checkpoint 一次也没有调用", "checkpoint that was passed in is never")
+def runs_the_layers_as_they_are(layers, segments, x, checkpoint):
+    return nn.Sequential(*layers)(x)
+
+
+@wrong(
+    chain_check, "checkpoint 调用了 3 次，应为 1 次", "checkpoint was called 3 times, expected 1"
+)
+def always_three(layers, segments, x, checkpoint):
+    return recompute.chain(layers, 3, x, checkpoint)
 
 
 @wrong(chain_check, "应当每层 2 次", "each should run 2 times")
@@ -528,6 +748,11 @@ def nests_the_segments(layers, segments, x, checkpoint):
     cut = len(layers) // segments
     rest = functools.partial(nests_the_segments, layers[cut:], segments - 1, checkpoint=checkpoint)
     return checkpoint(lambda t: rest(x=nn.Sequential(*layers[:cut])(t)), x)
+
+
+@wrong(chain_check, "输出没有 grad_fn", "the output has no grad_fn")
+def detaches_the_input(layers, segments, x, checkpoint):
+    return recompute.chain(layers, segments, x.detach(), checkpoint)
 
 
 @wrong(chain_check, "的梯度", "gradient")
@@ -548,6 +773,25 @@ def keeps_every_value_in_a_list(layers, segments, x, checkpoint):
     for begin, end in itertools.pairwise(cuts):
         x = checkpoint(nn.Sequential(*layers[begin:end]), x)
         held.append(x.detach().clone())
+    return x
+
+
+@right(chain_check)
+def methods_and_partials(layers, segments, x, checkpoint):
+    class Segment(nn.Module):
+        def __init__(self, parts):
+            super().__init__()
+            self.parts = nn.ModuleList(parts)
+
+        def forward(self, x, *, times=1):
+            for part in self.parts:
+                x = part(x)
+            return x
+
+    n = len(layers)
+    for k in range(segments):
+        part = Segment([layers[i] for i in range(n * k // segments, n * (k + 1) // segments)])
+        x = checkpoint(functools.partial(part.forward, times=1), x)
     return x
 
 
@@ -609,6 +853,107 @@ def closures(function, *inputs):
     return by_closures(function, inputs)
 
 
+@wrong(hooks_check, "每一步都多出 24,576 字节收不回来", "each step leaves 24,576 bytes more")
+def packs_the_output_itself(function, *inputs):
+    return by_closures(function, inputs, detach=False)
+
+
+shared = {}
+
+
+@wrong(hooks_check, "有自己的一份东西", "each call has to keep things of its own")
+def keeps_what_came_back_in_a_global(function, *inputs):
+    function = Repeatable(function)
+    counted = []
+    shared.update(function=function, inputs=inputs, counted=counted)
+
+    def pack(tensor):
+        counted.append(None)
+        return len(counted) - 1
+
+    class Enough(Exception):
+        pass
+
+    def unpack(number):
+        again = shared.setdefault("again", {})
+        if number not in again:
+            again.clear()
+
+            def keep(tensor):
+                again[len(again)] = tensor.detach()
+                if len(again) == len(shared["counted"]):
+                    raise Enough
+                return tensor.detach()
+
+            with (
+                torch.enable_grad(),
+                saved_tensors_hooks(keep, lambda t: t),
+                contextlib.suppress(Enough),
+            ):
+                shared["function"](*shared["inputs"])
+        return again.pop(number)
+
+    with saved_tensors_hooks(pack, unpack):
+        return function(*inputs)
+
+
+@wrong(hooks_check, "KeyError.*编号要与前向传播时一一对上", "KeyError.*its numbers have to match")
+def counts_otherwise_in_the_second_run(function, *inputs):
+    function = Repeatable(function)
+    counted, again = [], {}
+
+    def pack(tensor):
+        counted.append(None)
+        return len(counted) - 1
+
+    def keep(tensor):
+        again[len(again) + 100] = tensor.detach()
+        return tensor.detach()
+
+    def unpack(number):
+        if not again:
+            with torch.enable_grad(), saved_tensors_hooks(keep, lambda t: t):
+                function(*inputs)
+        return again.pop(number)
+
+    with saved_tensors_hooks(pack, unpack):
+        return function(*inputs)
+
+
+@right(hooks_check)
+class Region:
+    """In a class's style: each call makes an object."""
+
+    def __new__(cls, function, *inputs):
+        region = super().__new__(cls)
+        region.function, region.inputs = Repeatable(function), inputs
+        region.number, region.back = 0, None
+        with saved_tensors_hooks(region.pack, region.unpack):
+            return region.function(*inputs)
+
+    def pack(self, tensor):
+        self.number += 1
+        return self.number
+
+    def unpack(self, number):
+        if self.back is None:
+            self.back = []
+            with (
+                contextlib.suppress(StopIteration),
+                torch.enable_grad(),
+                saved_tensors_hooks(self.collect, lambda tensor: tensor),
+            ):
+                self.function(*self.inputs)
+        tensor, self.back[number - 1] = self.back[number - 1], None
+        return tensor
+
+    def collect(self, tensor):
+        self.back.append(tensor.detach())
+        if len(self.back) == self.number:
+            raise StopIteration
+        return self.back[-1]
+
+
 @wrong(hooks_check, "所有保存过的张量都有了之后", "after all saved tensors are back")
 def no_early_stop(function, *inputs):
     return by_closures(function, inputs, early_stop=False)
@@ -657,20 +1002,26 @@ def hooks_that_keep(function, *inputs):
 # --- the tests ----------------------------------------------------------------------------------
 
 
+@functools.cache
+def verdict_on(check, answer):
+    """Reached while the course speaks Chinese; what it says in English must not depend on that."""
+    with pytest.MonkeyPatch.context() as patch:
+        speak(patch, "zh")
+        return check(answer)
+
+
+@pytest.mark.parametrize("chosen", ["zh", "en"])
 @pytest.mark.parametrize(("check", "answer"), RIGHT.values(), ids=map("-".join, RIGHT))
-def test_a_right_answer_passes_however_it_is_written(check, answer):
-    verdict = check(answer)
-    assert verdict.passed, str(verdict)
-    assert "逐位相同" in verdict.zh
-    assert "bit for bit" in verdict.en
+def test_a_right_answer_passes_however_it_is_written(check, answer, chosen, monkeypatch):
+    speak(monkeypatch, chosen)
+    heard(verdict_on(check, answer), "right", "逐位相同", "bit for bit")
 
 
+@pytest.mark.parametrize("chosen", ["zh", "en"])
 @pytest.mark.parametrize(("check", "answer", "zh", "en"), WRONG.values(), ids=map("-".join, WRONG))
-def test_a_wrong_answer_hears_what_is_wrong(check, answer, zh, en):
-    verdict = check(answer)
-    assert verdict.state == "wrong"
-    assert zh in verdict.zh, verdict.zh
-    assert en in verdict.en, verdict.en
+def test_a_wrong_answer_hears_what_is_wrong(check, answer, zh, en, chosen, monkeypatch):
+    speak(monkeypatch, chosen)
+    heard(verdict_on(check, answer), "wrong", zh, en)
 
 
 CHECKS = [by_hand, function_check, random_check, chain_check, hooks_check]
@@ -712,10 +1063,47 @@ class TestEveryStage:
 
 def test_the_learners_function_is_used_once_it_is_right(capsys):
     reference = recompute.chain
-    chosen = exercises.yours_or_reference(longest_segments_first, chain_check, reference)
-    assert chosen is longest_segments_first
+    chosen = exercises.yours_or_reference(calls_itself, chain_check, reference)
+    assert chosen is calls_itself
     for answer in (lambda *arguments: None, drops_the_remainder):
         assert exercises.yours_or_reference(answer, chain_check, reference) is reference
+
+
+def test_longer_segments_first_are_right_and_the_lesson_goes_on_with_its_own(capsys):
+    """What is explained below, peaks and the best k, is about a longest segment last."""
+    verdict = verdict_on(chain_check, longest_segments_first)
+    assert verdict.passed and "with 3 segments 7.01 MiB, instead of 8.01" in verdict.en
+    chosen = exercises.yours_or_reference(longest_segments_first, chain_check, recompute.chain)
+    assert chosen is recompute.chain
+    assert "Yours is right too" in capsys.readouterr().out
+    peaks = {k: exercises._chain_measured(chosen, k).peak for k in range(1, 11)}
+    assert min(peaks, key=peaks.get) == 2  # as the lesson says
+
+
+def test_grad_mode_left_off_by_an_earlier_cell_makes_no_difference():
+    torch.set_grad_enabled(False)
+    try:
+        assert by_hand(recompute.step_by_hand).passed
+        assert not torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def test_a_stub_of_an_autograd_function_is_unfinished_and_half_of_one_is_not():
+    class Stub(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, function, *inputs):
+            return None
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return None
+
+    class Half(Stub):
+        backward = Rerun.backward
+
+    assert function_check(Stub.apply).state == "unfinished"
+    heard(function_check(Half.apply), "wrong", "少了 return", "Half.apply.* is a return missing")
 
 
 def test_a_right_chain_hears_its_peaks():

@@ -1,6 +1,7 @@
 """Lesson 05's explorers: every position, the learner's buttons, both languages."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from course_lib.models import pyramid
 from course_lib.placement import (
     PLACED,
     STRIP,
+    Placed,
     Placement,
     budget_explorer,
     counts_explorer,
@@ -118,6 +120,16 @@ def test_a_placement_is_scored(chain, spoken):
     assert placement.plan == best
     bundle = placement._repr_mimebundle_()
     assert bundle["image/png"] and bundle["text/plain"] == placement.picture.caption
+
+
+def test_only_what_is_exact_is_called_the_best_there_is(chain):
+    low = smallest_peak(chain).prediction.peak
+    best = best_plan(chain, low)
+    placed = Placed(chain, low, best.plan, best.prediction, best)
+    assert best.exact and "no plan without nesting needs fewer" in placed.reached("+1%")[1]
+    unproven = replace(placed, best=replace(best, least=best.prediction.recomputed_flops - 1))
+    assert "the best plan known" in unproven.reached("+1%")[1]
+    assert "已知最好" in unproven.reached("+1%")[0]
 
 
 def test_the_table_of_layers():

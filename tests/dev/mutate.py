@@ -38,6 +38,8 @@ SUBJECTS = {  # module: the test files that are about it
     "memory": ("test_memory", "test_memory_properties", "test_simulated"),
     "plans": ("test_plans", "test_placement"),
     "exercises": ("test_exercises",),
+    "exercises_checking": ("test_exercises_checking",),
+    "exercises_numbers": ("test_exercises_numbers",),
     "exercises_checkpoint": ("test_exercises_checkpoint",),
     "exercises_lightning": ("test_exercises_lightning",),
     "exercises_plans": ("test_exercises_plans",),

@@ -1,0 +1,32 @@
+"""What every verdict has to hold, in the language that is chosen."""
+
+from __future__ import annotations
+
+import re
+
+from course_lib import language
+from course_lib.exercises_checking import Verdict
+
+HAN = re.compile("[\u4e00-\u9fff]")
+SIGNS = {"unfinished": "✏️", "right": "✅", "wrong": "❌"}
+
+
+def speak(monkeypatch, chosen: str) -> None:
+    """As if the course had been started with ``COURSE_LANG=chosen``."""
+    monkeypatch.setenv("COURSE_LANG", chosen)
+    monkeypatch.setattr(language, "_chosen", None)
+
+
+def heard(verdict: Verdict, state: str, zh: str = "", en: str = "") -> None:
+    """The verdict is ``state``; its sides hold ``zh`` and ``en`` (patterns), each in its language.
+
+    What is shown is the side of the language in use.
+    """
+    assert verdict.state == state, f"{verdict.zh}\n{verdict.en}"
+    assert re.search(zh, verdict.zh, re.S), verdict.zh
+    assert re.search(en, verdict.en, re.S), verdict.en
+    assert HAN.search(verdict.zh), verdict.zh
+    assert not HAN.search(verdict.en), verdict.en
+    shown = str(verdict)
+    sides = {"zh": (verdict.zh,), "en": (verdict.en,), "both": (verdict.zh, verdict.en)}
+    assert shown == "\n".join(f"{SIGNS[state]} {side}" for side in sides[language.language()])
