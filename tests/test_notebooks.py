@@ -41,7 +41,7 @@ IGNORED_OUTPUTS = {
     ("04_lightning_flag", "every_explorer(every, depth=8)"): "a live widget",
     ("04_lightning_flag", "Table(headers, rows)"): "wall times",
     ("05_placing_checkpoints", "counts_explorer(counts, start=100)"): "a live widget",
-    ("05_placing_checkpoints", "counts_explorer(by_count, start=10)"): "a live widget",
+    ("05_placing_checkpoints", "dropout_explorer(by_dropout, start=10)"): "a live widget",
     ("05_placing_checkpoints", "budget_explorer(budgets)"): "a live widget",
     ("05_placing_checkpoints", "Placement(uneven, budget)"): "a live widget",
 }
