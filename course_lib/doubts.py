@@ -69,18 +69,21 @@ def expected(
         )
     if single := [path for path, block in free if _is_one_operator(block)]:
         yield (
-            f"{single[0]} 只是一个算子：它本来就只存自己的输入，检查点存的也是这个，省不下内存。",
-            f"{single[0]} is a single operator: all it keeps is its input, and so does a "
-            "checkpoint. Nothing is saved.",
+            f"{single[0]} 只是一个算子：检查点要存它的输入，它本来存的也多不了多少，"
+            "几乎省不下内存。",
+            f"{single[0]} is a single operator: a checkpoint keeps its input, and without one it "
+            "keeps hardly more. Next to nothing is saved.",
         )
     total = _size(model)
     if len(free) == 1 and total and _size(free[0][1]) > total / 2 and _holds_blocks(free[0][1]):
         yield (
             f"{free[0][0]} 占了全部参数的 {_size(free[0][1]) / total:.0%}，却只有一个检查点："
-            "反向传播时里面的一切会一起重算出来，峰值降不下来。请给里面的块分别设检查点。",
+            "反向传播时里面的一切会一起重算出来，除非后面还有大东西，否则峰值几乎不降。"
+            "请给里面的块分别设检查点。",
             f"{free[0][0]} holds {_size(free[0][1]) / total:.0%} of all parameters in one "
-            "checkpoint: the backward pass would recompute all of it at once, and the peak "
-            "would not fall. Checkpoint the blocks inside it.",
+            "checkpoint: the backward pass would recompute all of it at once, and unless "
+            "something large comes after it, the peak would hardly fall. Checkpoint the blocks "
+            "inside it.",
         )
     for kind, zh, en in ((_BatchNorm, "BatchNorm", "a BatchNorm"),
                          (_InstanceNorm, "InstanceNorm", "an InstanceNorm")):  # fmt: skip
@@ -138,7 +141,8 @@ def _calls_its_own(module: nn.Module) -> bool:
 
 def _is_one_operator(block: nn.Module) -> bool:
     from_torch = type(block).__module__.startswith("torch.nn.")
-    return from_torch and not list(block.children()) and not isinstance(block, nn.RNNBase)
+    several = isinstance(block, (nn.RNNBase, nn.RMSNorm))  # the latter keeps its product, too
+    return from_torch and not list(block.children()) and not several
 
 
 def _holds_blocks(block: nn.Module) -> bool:

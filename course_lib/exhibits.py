@@ -17,7 +17,7 @@ import linecache
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -81,13 +81,14 @@ class Inspection:
 
     ``error``: what it raised, as type and message. ``warned``: the first line of each warning.
     ``agreement``: the verdict of ``same_gradients``. ``peaks``: bytes of the plain and of the
-    checkpointed step, where memory is the judge.
+    checkpointed step, where memory is the judge; ``flops``: of the same steps.
     """
 
     error: str | None
     warned: tuple[str, ...]
     agreement: Agreement
     peaks: tuple[int, int] | None = None
+    flops: tuple[int, int] | None = None
 
     @property
     def loudness(self) -> Loudness:
@@ -169,19 +170,22 @@ def _inspect_gradients(exhibit: Exhibit, source: str) -> Inspection:
 
 
 def _inspect_memory(exhibit: Exhibit, source: str) -> Inspection:
-    """The same, and the peaks of both sides, measured."""
+    """The same, and the peaks and FLOPs of both sides, measured."""
     found = _inspect_gradients(exhibit, source)
     if found.error:
         return found
-    peaks = []
+    traces = []
     for replaced in (_PLAIN, {}):
         names = _prepared(exhibit, source, **replaced)
 
         def step(names: dict[str, Any] = names) -> None:
             names["forward"](names["x"]).sum().backward()
 
-        peaks.append(measure(step, names["model"], inputs=names["x"]).peak)
-    return Inspection(found.error, found.warned, found.agreement, (peaks[0], peaks[1]))
+        traces.append(measure(step, names["model"], inputs=names["x"]))
+    plain, checkpointed = traces
+    return replace(
+        found, peaks=(plain.peak, checkpointed.peak), flops=(plain.flops, checkpointed.flops)
+    )
 
 
 def _described(error: Exception | None) -> str | None:
@@ -264,10 +268,10 @@ def forward(x):
 """,
         quoted="the use_reentrant parameter should be passed explicitly",
         why=(
-            "警告说从 2.9 起会报错，可是这里仍然只是警告，而且默认用 True：旧的那种实现，"
+            "警告说从 2.9 起会报错，可是到了 2.13 仍然只是警告，而且默认用 True：旧的那种实现，"
             "下面好几件展品的病根。",
-            "The warning announces an error from 2.9 on, yet it is still a warning, and the "
-            "default is True: the old implementation, the root of several exhibits below.",
+            "The warning announces an error from 2.9 on, yet in 2.13 it is still a warning, and "
+            "the default is True: the old implementation, the root of several exhibits below.",
         ),
         remedy=("每次都写 use_reentrant=False。", "Write use_reentrant=False, every time."),
         issues=("pytorch/pytorch#160534",),
@@ -379,12 +383,12 @@ def forward(x):
     Exhibit(
         row=5,
         name="python-random",
-        title=("不归 torch 管的随机数", "random numbers that are not torch's"),
+        title=("不是默认生成器的随机数", "random numbers of no default generator"),
         loudness="silent",
         code="""\
 model = nn.Linear(8, 8)
 
-def block(x):                                    # numpy.random is no better
+def block(x):               # numpy.random is no better, nor a torch.Generator of your own
     return torch.tanh(model(x) * random.uniform(0.5, 1.5))
 
 def forward(x):
@@ -401,10 +405,11 @@ def forward(x):
 """,
         seen="gradient weight",
         why=(
-            "checkpoint 只保存并恢复 torch 的随机数状态。"
-            "random 和 numpy.random 在重计算时接着往下抽。",
-            "checkpoint saves and restores torch's random state only. random and numpy.random "
-            "just keep drawing in the recomputation.",
+            "checkpoint 只保存并恢复 torch 默认生成器的随机数状态。"
+            "random、numpy.random 和自己建的 torch.Generator 在重计算时接着往下抽。",
+            "checkpoint saves and restores the random state of torch's default generators only. "
+            "random, numpy.random and a torch.Generator of one's own just keep drawing in the "
+            "recomputation.",
         ),
         remedy=(
             "在检查点外面抽，把抽到的数当参数传进去。",
@@ -548,16 +553,17 @@ def forward(x):
 """,
         seen="error plain",
         why=(
-            "只有按位置传入的张量受版本检查保护。关键字参数、闭包、全局变量里的张量，"
+            "只有自己就是一个位置参数的张量受版本检查保护。列表、关键字参数、闭包、全局变量里的张量，"
             "检查点只记得是哪个对象："
             "重计算时里面是什么，就用什么。",
-            "Only tensors passed by position are guarded by a version check. For those in keyword "
-            "arguments, closures and globals, the checkpoint remembers only the object and uses "
-            "whatever it holds by then.",
+            "Only a tensor that is itself a positional argument is guarded by a version check. For "
+            "those in lists, keyword arguments, closures and globals, the checkpoint remembers "
+            "only the object and uses whatever it holds by then.",
         ),
         remedy=(
-            "按位置传，改动就会被查出来；传一份副本，就没有改动可言。",
-            "Pass it by position and the change is caught; pass a copy and there is no change.",
+            "直接按位置传，改动就会被查出来；传一份副本，就没有改动可言。",
+            "Pass it by position, by itself, and the change is caught; pass a copy and there is no "
+            "change.",
         ),
     ),
     Exhibit(
@@ -699,10 +705,12 @@ def step():
         quoted="A different number of tensors was saved",
         why=(
             "前向时 dropout 存了掩码，重计算时模型在 eval，没有掩码可存，数目对不上。"
-            "use_reentrant=True 没有这种检查：同样的代码一声不响，梯度是错的。",
+            "use_reentrant=True 没有这种检查：x 要梯度时（x.requires_grad_()）一声不响，"
+            "梯度是错的；x 不要梯度时，它因为展品 2 的缘故另报一个错。",
             "In the forward pass dropout saved its mask; recomputed in eval mode there is none, "
-            "and the count is wrong. use_reentrant=True has no such check: there the same code "
-            "is silent, and the gradients are wrong.",
+            "and the count is wrong. use_reentrant=True has no such check: with "
+            "x.requires_grad_() it is silent, and the gradients are wrong; without, it raises "
+            "another error, for the reason of exhibit 2.",
         ),
         remedy=("反向传播做完再切换模式。", "Switch modes after the backward pass."),
     ),
@@ -926,9 +934,11 @@ def forward(x):
 """,
         why=(
             "前向结束时几乎什么都没留，可是反向一开始就要把整个模型重算一遍，"
-            "全部激活值又一起回来了：峰值不变。",
+            "全部激活值又一起回来了：峰值不变。要是把很大的输出层留在外面，它会先用完，"
+            "峰值就会低一些。",
             "Hardly anything is kept after the forward pass, but the backward pass begins by "
-            "recomputing the whole model, and all activations are back at once: the same peak.",
+            "recomputing the whole model, and all activations are back at once: the same peak. "
+            "Were a large output layer left outside, it would be gone by then, and the peak lower.",
         ),
         remedy=(
             "每块一个检查点：同一时刻只展开一块。",
@@ -961,11 +971,17 @@ def forward(x):
     return x
 """,
         why=(
-            "Linear 本来就只保存输入，检查点也保存输入：一个字节不少，还多算一遍。",
+            "Linear 本来就只保存输入，检查点也保存输入：一个字节不少。FLOPs 也不多，"
+            "因为每次重算还没做乘法就提前停止了；多出来的只有调用的开销和随机数状态。",
             "A Linear keeps its input anyway, and the checkpoint keeps the input too: not a byte "
-            "less, and the work is done twice.",
+            "less. Nor are there more FLOPs, since early stop ends each recomputation before its "
+            "product; what is added is the overhead of the calls, and random states.",
         ),
-        remedy=("把几层包成一段。", "Wrap several layers as one segment."),
+        remedy=(
+            "把几层包成一段；省下的内存要用 FLOPs 来换：每一段除了最后一层都要再乘一遍。",
+            "Wrap several layers as one segment. That does cost FLOPs: all products of a segment "
+            "but the last are done again.",
+        ),
         issues=("pytorch/pytorch#78731",),
     ),
     Exhibit(
@@ -1088,11 +1104,11 @@ def forward(x):
         why=(
             "RReLU 先保存一块还没填的内存，再往里写随机斜率。提前停止在“保存”那一刻就收工，"
             "斜率始终没有写进去："
-            "梯度乘上了内存里的垃圾。这是 PyTorch 自己的错，2026 年 8 月才有人报告。",
+            "梯度乘上了内存里的垃圾。这是 PyTorch 自己的错，2026 年 8 月才有人报告，2.13 里还在。",
             "RReLU first saves memory that is still empty and then writes its random slopes into "
             "it. Early stop leaves at the moment of saving, so they are never written, and "
             "gradients are multiplied by whatever was in that memory. A bug in PyTorch itself, "
-            "reported only in August 2026.",
+            "reported only in August 2026 and still there in 2.13.",
         ),
         remedy=(
             "这一块写 early_stop=False，或者别让 RReLU 收尾。",

@@ -58,7 +58,10 @@ dist.destroy_process_group()
 
 @dataclass(frozen=True)
 class DistributedExhibit:
-    """A trap that takes two processes to show; the fields are those of ``Exhibit``."""
+    """A trap that takes two processes to show; the fields are those of ``Exhibit``.
+
+    ``altered``: (what is different, code), a variant that makes itself heard in another way.
+    """
 
     row: int
     name: str
@@ -70,6 +73,7 @@ class DistributedExhibit:
     remedy: tuple[str, str]
     issues: tuple[str, ...] = ()
     quoted: str | None = None
+    altered: tuple[tuple[str, str], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,13 +169,18 @@ def _together(mine: dict, other: dict) -> TwoRanks:
 
 
 def annexe() -> Table:
-    """The exhibits of the annexe, run now, before and after the cure."""
-    codes = [code for exhibit in DISTRIBUTED for code in (exhibit.code, exhibit.cure)]
-    found = two_processes(codes)
-    rows = []
-    for i, exhibit in enumerate(DISTRIBUTED):
-        number = len(EXHIBITS) + 1 + i
-        rows.append([number, exhibit.title, _said(found[2 * i]), _said(found[2 * i + 1])])
+    """The exhibits of the annexe and their variants, run now, before and after the cure."""
+    shown: list[tuple[int, tuple[str, str], str, str | None]] = []
+    for number, exhibit in enumerate(DISTRIBUTED, len(EXHIBITS) + 1):
+        shown.append((number, exhibit.title, exhibit.code, exhibit.cure))
+        if exhibit.altered:
+            (zh, en), code = exhibit.altered
+            shown.append((number, (f"同上，{zh}", f"the same, {en}"), code, None))
+    found = iter(two_processes(code for *_, a, b in shown for code in (a, b) if code is not None))
+    rows = [
+        [number, title, _said(next(found)), _said(next(found)) if cure else ""]
+        for number, title, _, cure in shown
+    ]
     return Table(
         [("№", "№"), ("展品", "exhibit"), ("两个进程里", "in two processes"),
          ("治疗之后", "after the cure")], rows,
@@ -267,15 +276,32 @@ step = lambda: model(x.requires_grad_()).sum().backward()
         why=(
             "DDP 在参数的梯度第一次到达时就取平均。旧实现里，每个检查点各做一次反向传播，"
             "第二份梯度是在"
-            "取平均之后才加上去的，两个进程从此各走各的。",
+            "取平均之后才加上去的，两个进程从此各走各的。它前面要是还有要训练的层，"
+            "第二份到达时 DDP 还在等别的梯度，就会报错。",
             "DDP averages a gradient when it first arrives. In the old implementation each "
             "checkpoint runs a backward pass of its own, so the second part is added after the "
-            "averaging, and from then on the two processes drift apart.",
+            "averaging, and from then on the two processes drift apart. With a trainable layer "
+            "before it, DDP is still waiting when the second part arrives, and raises.",
         ),
         remedy=(
             "use_reentrant=False：一次反向传播，梯度到齐再平均。",
             "use_reentrant=False: one backward pass, averaged once everything has arrived.",
         ),
         issues=("pytorch/pytorch#106985", "pytorch/pytorch#109191"),
+        altered=(
+            ("前面还有一层要训练", "with a trainable layer before it"),
+            """\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.shared = nn.Linear(4, 4), nn.Linear(4, 4)
+    def forward(self, x):
+        x = checkpoint(self.shared, self.first(x), use_reentrant=True)
+        return checkpoint(self.shared, x, use_reentrant=True)
+
+model = DDP(Net())
+step = lambda: model(x.requires_grad_()).sum().backward()
+""",
+        ),
     ),
 )

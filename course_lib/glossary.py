@@ -70,9 +70,9 @@ MEMORY = (
         "Memory that an operator allocates and frees internally, as convolutions do. It never "
         "shows up as a tensor; only the allocator sees it.")),
     Term("峰值", "peak", r"峰值", r"peaks?", "00", (
-        "一步之中分配器给出的字节最多的那一刻，也指那一刻的字节数。会不会 out of memory 由它决定。",
+        "一步之中分配器给出的字节最多的那一刻，也指那一刻的字节数。要放得下的就是它。",
         "The moment of a step at which the allocator has handed out the most bytes; also that "
-        "number of bytes. It decides whether you run out of memory.")),
+        "number of bytes. It is what has to fit.")),
     Term("显存", "GPU memory", r"显存", r"GPU memory", "04", (
         "GPU 自己的内存，不能像主机内存那样换到磁盘上。",
         "The memory of the GPU itself, which cannot be swapped to disk as the host's can.")),
@@ -104,9 +104,10 @@ CHECKPOINTING = (
         "Recomputation ends with the last tensor that is needed; operators after it do not "
         "run again.")),
     Term("随机数状态", "random state", r"随机数状态", r"random state", "02", (
-        "随机数生成器此刻的状态。检查点存下它，重算时 dropout 才会丢掉同样的元素。",
-        "Where the random number generator stands. A checkpoint stores it, so that dropout drops "
-        "the same elements when it is recomputed.")),
+        "随机数生成器此刻的状态。检查点存下 torch 默认生成器的状态，重算时 dropout 才会丢掉同样的"
+        "元素。",
+        "Where a random number generator stands. A checkpoint stores it for torch's default "
+        "generators, so that dropout drops the same elements when it is recomputed.")),
     Term("选择性检查点", "selective checkpointing",
          r"选择性检查点", r"selective checkpointing", "06", (
         "一段之内挑着来：贵的算子结果留下，便宜的重算。",

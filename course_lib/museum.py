@@ -59,13 +59,13 @@ def revelation(exhibit: Exhibit, before: Inspection, after: Inspection) -> str:
         parts.append(f'<div style="{style}">{words}</div>')
     parts.append(_row("same_gradients", before.agreement.zh, before.agreement.en))
     if before.peaks:
-        parts.append(_peaks_row(before.peaks))
+        parts.append(_peaks_row(before))
     parts.append(_row(("为什么", "why"), *exhibit.why))
     parts.append(_row(("治疗", "cure"), *exhibit.remedy))
     parts.append(code_html(exhibit.cure, exhibit.code))
     parts.append(_row("same_gradients", after.agreement.zh, after.agreement.en))
     if after.peaks:
-        parts.append(_peaks_row(after.peaks))
+        parts.append(_peaks_row(after))
     if exhibit.issues:
         links = ", ".join(_link(issue) for issue in exhibit.issues)
         parts.append(f"<div>{spoken('讨论', 'discussed in', tag='span')} {links}</div>")
@@ -88,13 +88,14 @@ def _row(name: str | tuple[str, str], zh: str, en: str) -> str:
     return f'<div style="margin:5px 0;{_LINE}">{both}</div>'
 
 
-def _peaks_row(peaks: tuple[int, int]) -> str:
+def _peaks_row(found: Inspection) -> str:
+    peaks, flops = found.peaks or (1, 1), found.flops or (1, 1)
     plain, checkpointed = (f"{peak:,}" for peak in peaks)
-    change = f"{peaks[1] / peaks[0] - 1:+.0%}"
+    change, more = (f"{two / one - 1:+.0%}" for one, two in (peaks, flops))
     return _row(
         ("峰值", "peak"),
-        f"普通 {plain} 字节，有检查点 {checkpointed} 字节（{change}）",
-        f"plain {plain} bytes, with checkpoints {checkpointed} bytes ({change})",
+        f"普通 {plain} 字节，有检查点 {checkpointed} 字节（{change}）；FLOPs {more}",
+        f"plain {plain} bytes, with checkpoints {checkpointed} bytes ({change}); FLOPs {more}",
     )
 
 

@@ -92,6 +92,27 @@ def counts_explorer(counts: Counts, start: int) -> Explorer:
 FLATTENING = 6  # times the lowest peak: a position above that would make all others look alike
 
 
+def dropout_explorer(by_dropout: Mapping[float, Counts], start: int) -> Explorer:
+    """The same over ``dropout``, which decides how attention on a CPU is computed.
+
+    With dropout it writes out its square matrices, without it is fused and keeps next to nothing.
+    Counts below ``start`` are left out: few long segments would flatten the picture.
+    """
+    ways = Control("dropout", "dropout", "dropout", tuple(by_dropout), next(iter(by_dropout)))
+    counts = tuple(k for k in next(iter(by_dropout.values())).found if k >= start)
+    control = Control("checkpoints", "检查点数量", "number of checkpoints", counts, start)
+    shown = {
+        dropout: Counts({k: one.found[k] for k in counts}, one.formula)
+        for dropout, one in by_dropout.items()
+    }
+    return Explorer(
+        [ways, control],
+        lambda dropout, checkpoints: (shown[dropout], checkpoints),
+        _draw_counts,
+        _say_counts,
+    )
+
+
 def _draw_counts(figure: Figure, data: tuple[Counts, int]) -> None:
     counts, chosen = data
     along = list(counts.found)

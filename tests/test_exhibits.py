@@ -113,11 +113,14 @@ def test_same_gradients_finds_every_silent_one_that_numbers_can_show():
 # --- what the labels claim beyond the verdict -----------------------------------------------------
 
 
-def altered(name: str, old: str, new: str):
-    """The exhibit with one thing in its code replaced, inspected."""
+def altered(name: str, *changes: str):
+    """The exhibit with some things in its code replaced, old by new, inspected."""
     exhibit = exhibit_named(name)
-    assert old in exhibit.code
-    return dataclasses.replace(exhibit, code=exhibit.code.replace(old, new)).inspect()
+    code = exhibit.code
+    for old, new in zip(changes[::2], changes[1::2], strict=True):
+        assert old in code
+        code = code.replace(old, new)
+    return dataclasses.replace(exhibit, code=code).inspect()
 
 
 def test_more_tensors_raises_without_early_stop():
@@ -131,6 +134,68 @@ def test_eval_too_early_is_silent_with_the_old_implementation():
         "model, x.requires_grad_(), use_reentrant=True",
     )  # fmt: skip
     assert found.loudness == "silent" and found.seen == "gradient 0.weight"
+
+
+def test_eval_too_early_raises_something_else_with_the_old_one_where_x_needs_no_gradient():
+    found = altered("eval-too-early", "use_reentrant=False", "use_reentrant=True")
+    assert "does not require grad" in found.error
+
+
+def test_a_generator_of_ones_own_is_not_restored_either():
+    found = altered(
+        "python-random",
+        "def block(x)", "mine = torch.Generator().manual_seed(1)\ndef block(x)",
+        "random.uniform(0.5, 1.5)", "torch.rand(8, generator=mine)",
+    )  # fmt: skip
+    assert found.loudness == "silent" and found.seen == "gradient weight"
+    found = altered("python-random", "random.uniform(0.5, 1.5)", "torch.rand(8)")
+    assert found.healthy, "the default generator is"
+
+
+def test_a_tensor_in_a_list_is_not_guarded_though_the_list_is_passed_by_position():
+    found = altered(
+        "keyword-changed",
+        "block(x, scale):", "block(x, scales):\n    (scale,) = scales",
+        "scale=scale.fill_(1)", "[scale.fill_(1)]",
+    )  # fmt: skip
+    assert found.loudness == "silent" and found.seen == "error plain"
+
+
+def test_a_checkpoint_around_each_linear_costs_no_flops_and_its_cure_does():
+    exhibit = exhibit_named("single-layers")
+    plain, checkpointed = exhibit.inspect().flops
+    assert checkpointed == plain
+    plain, checkpointed = exhibit.inspect(cured=True).flops
+    assert checkpointed > plain
+    assert "FLOPs +0%" in revelation(exhibit, exhibit.inspect(), exhibit.inspect(cured=True))
+
+
+def test_one_checkpoint_does_lower_the_peak_where_a_large_output_layer_is_left_outside():
+    head = "model.append(nn.Linear(8, 4096))\nx = torch.randn(256, 8)"
+    found = altered(
+        "whole-model", "x = torch.randn(256, 8)", head,
+        "return checkpoint(model, x,", "return model[-1](checkpoint(model[:-1], x,",
+        "use_reentrant=False)", "use_reentrant=False)).square()",
+    )  # fmt: skip
+    plain, checkpointed = found.peaks
+    assert checkpointed < 0.95 * plain
+
+
+def test_torch_compile_restores_random_numbers_whatever_it_is_told():
+    torch._dynamo.reset()
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)), torch.randn(16, 8)
+    off = {"use_reentrant": False, "preserve_rng_state": False}
+
+    def gradient(run):
+        model.zero_grad()
+        torch.manual_seed(0)
+        run(x).sum().backward()
+        return model[0].weight.grad.clone()
+
+    wrapped = lambda x: checkpoint(model, x, **off)  # noqa: E731
+    right = gradient(model)
+    assert not torch.equal(gradient(wrapped), right)
+    assert torch.equal(gradient(torch.compile(wrapped, backend="aot_eager")), right)
 
 
 def test_a_tensor_passed_by_position_raises_the_alarm():
@@ -180,7 +245,8 @@ def test_the_late_binding_lambda_is_cured_by_a_default_too():
 def test_the_annexe_fails_and_is_cured_in_two_processes():
     codes = [code for exhibit in DISTRIBUTED for code in (exhibit.code, exhibit.cure)]
     static = DISTRIBUTED[0].code.replace("_parameters=True", "_parameters=True, static_graph=True")
-    *found, with_static_graph = two_processes([*codes, static])
+    louder = DISTRIBUTED[1].altered[1]
+    *found, with_static_graph, before_it = two_processes([*codes, static, louder])
     for place, exhibit in enumerate(DISTRIBUTED):
         before, after = found[2 * place], found[2 * place + 1]
         if exhibit.quoted:
@@ -189,6 +255,7 @@ def test_the_annexe_fails_and_is_cured_in_two_processes():
             assert before.error is None and before.apart > 0.01
         assert after.healthy
     assert with_static_graph.healthy
+    assert "ready only once" in before_it.error
 
 
 def test_a_process_that_dies_is_reported_and_none_is_left(monkeypatch):

@@ -42,6 +42,7 @@ from course_lib.lightning import (
 from course_lib.lightning_runs import Run, largest_batch, same_training, simulated_peaks
 from course_lib.memory import Role
 from course_lib.models import Block, Sizes
+from course_lib.saved import saved_tensors
 from course_lib.wrapping import checkpoint_blocks, checkpointed, plain_blocks
 
 ROOT = Path(__file__).parent.parent
@@ -428,7 +429,15 @@ def doubts(model, blocks) -> str:
 def test_warns_of_single_operators():
     assert "single is a single operator" in doubts(Zoo(), "single")
     assert doubts(nn.Sequential(nn.LSTM(4, 4)), nn.LSTM) == ""
+    assert doubts(nn.Sequential(nn.RMSNorm(4)), nn.RMSNorm) == ""
     assert doubts(small(), Block) == ""
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(64, 64), nn.LayerNorm(64), nn.Softmax(-1), nn.GELU()])
+def test_a_single_operator_keeps_hardly_more_than_a_checkpoint_does(layer):
+    x = torch.randn(32, 64, requires_grad=True)
+    assert saved_tensors(layer, x).total < 1.05 * x.nbytes
+    assert saved_tensors(nn.RMSNorm(64), x).total > 1.9 * x.nbytes, "why that one is no such"
 
 
 def test_warns_of_the_whole_model_in_one():

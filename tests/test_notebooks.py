@@ -35,6 +35,7 @@ IGNORED_OUTPUTS = {
         "03_torch_utils_checkpoint",
         '    en=f"each call of checkpoint adds {more} to the step")',
     ): "wall times",
+    ("03_torch_utils_checkpoint", "Table(names, rows)"): "wall times",
     ("03_torch_utils_checkpoint", "Museum()"): "a live widget",
     ("03_torch_utils_checkpoint", "Answers()"): "a live widget",
     ("04_lightning_flag", "runs = {flag: train(flag) for flag in (False, True)}"): "wall times",
@@ -42,7 +43,7 @@ IGNORED_OUTPUTS = {
     ("04_lightning_flag", "every_explorer(every, depth=8)"): "a live widget",
     ("04_lightning_flag", "Table(headers, rows)"): "wall times",
     ("05_placing_checkpoints", "counts_explorer(counts, start=100)"): "a live widget",
-    ("05_placing_checkpoints", "counts_explorer(by_count, start=10)"): "a live widget",
+    ("05_placing_checkpoints", "dropout_explorer(by_dropout, start=10)"): "a live widget",
     ("05_placing_checkpoints", "budget_explorer(budgets)"): "a live widget",
     ("05_placing_checkpoints", "Placement(uneven, budget)"): "a live widget",
 }

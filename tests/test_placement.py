@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from torch import nn
 
 from course_lib import language
-from course_lib.figures import COLOURS, COMPARED
+from course_lib.figures import COLOURS, COMPARED, size_text
 from course_lib.memory import simulated
 from course_lib.models import pyramid
 from course_lib.placement import (
@@ -19,6 +19,7 @@ from course_lib.placement import (
     Placement,
     budget_explorer,
     counts_explorer,
+    dropout_explorer,
     layers_table,
     plan_budgets,
     sweep_counts,
@@ -57,6 +58,30 @@ def test_counts(chain, spoken, report):
     slowest = fits(counts_explorer(counts, start=1))
     assert counts.best in counts.found
     report(f"placement: counts, {spoken}: slowest picture {1000 * slowest:.0f} ms")
+
+
+@pytest.mark.parametrize("spoken", language.LANGUAGES)
+def test_dropout_decides_where_the_peak_of_a_transformer_is_lowest(spoken):
+    """One per block while the inside is more than n/2 times the boundary, as lesson 05 says."""
+    language.choose(spoken)
+    n, by_dropout, ratio = 30, {}, {}
+    for dropout in (0.1, 0.0):
+        with simulated():
+            blocks = [
+                nn.TransformerEncoderLayer(1024, 16, 4096, dropout, batch_first=True)
+                for _ in range(n)
+            ]
+            transformer = chain_of(blocks, torch.empty(32, 1024, 1024))
+        by_dropout[dropout] = sweep_counts(transformer, range(1, n + 1))
+        ratio[dropout] = transformer.layers[1].kept / transformer.layers[1].boundary
+    assert ratio[0.0] < n / 2 < ratio[0.1], "fused attention keeps no square matrices"
+    assert by_dropout[0.1].best == n
+    assert by_dropout[0.0].best == n // 2
+    explorer = dropout_explorer(by_dropout, start=10)
+    assert explorer.values == {"dropout": 0.1, "checkpoints": 10}
+    fits(explorer)
+    explorer.move(dropout=0.0, checkpoints=15)
+    assert size_text(by_dropout[0.0][15].peak) in explorer.caption
 
 
 @pytest.mark.parametrize("spoken", language.LANGUAGES)
