@@ -40,9 +40,9 @@ KNOWN_DIFFERENCES: dict[str, tuple[str, str]] = {
         "表的布局不同时，内部下标的字节数不同",
         "its inner indices take other bytes, depending on the layout of the table",
     ),
-    "aten.embedding_sparse_backward": (
-        "稀疏梯度里有几行，要看下标的值",
-        "how many rows a sparse gradient has depends on the values of the indices",
+    "aten._sparse_coo_tensor_with_dims_and_tensors": (
+        "稀疏梯度相加之后有几行，要看下标的值",
+        "how many rows a sum of sparse gradients has depends on the values of the indices",
     ),
 }
 

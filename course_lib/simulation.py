@@ -218,7 +218,12 @@ class _Asking(TorchFunctionMode):
                 raise ValueUnknown(name)
             with really():
                 return func(values.clone(), *args[1:], **kwargs)
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            if "its data is not allocated yet" not in str(error):
+                raise
+            raise ValueUnknown(name) from error  # code of PyTorch's that reads lengths, for example
 
 
 def _check_device(device: Any) -> None:

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 # The most elements whose values are worth computing: of whole numbers and truth values, which
 # masks and indices are made of, of other numbers, and of random ones.
-WHOLE, BROKEN, DRAWN = 1 << 22, 1 << 16, 1 << 12
+WHOLE, BROKEN, DRAWN = 1 << 22, 1 << 16, 1 << 8
 
 _TWIN = "_twin_with_values"  # the storage's attribute
 
