@@ -4,6 +4,7 @@ import ast
 import collections
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -292,7 +293,8 @@ def test_an_environment_with_cuda_gives_its_space_back(torch_course, capfd):
     course.prepare(torch_course)
     assert torch_in(torch_course) == ("13.0", True)
     card = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia*"))
-    assert ("No NVIDIA card is seen here" in capfd.readouterr().out) == (not card)
+    is_said = not card and platform.machine() == "x86_64"
+    assert ("No NVIDIA card is seen here" in capfd.readouterr().out) == is_said
     course.prepare(torch_course, cpu=(torch_course.parent / "cpu").as_uri())
     assert torch_in(torch_course) == ("", False)
     course.prepare(torch_course, cpu=(torch_course.parent / "cpu").as_uri())
@@ -313,7 +315,7 @@ def test_what_cuda_would_cost_is_said_where_no_card_is_seen(torch_course):
     packages.mkdir()
     said = course.torch_would_bring_cuda_in_vain
     learner = (course.LEARNER,)
-    assert said(torch_course, learner, packages, card=False)
+    assert said(torch_course, learner, packages, card=False) == (platform.machine() == "x86_64")
     assert not said(torch_course, learner, packages, card=True)
     (packages / "torch-2.13.0.dist-info").mkdir()
     assert not said(torch_course, learner, packages, card=False), "it is there already"
