@@ -18,6 +18,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -375,7 +376,8 @@ def pinned_torch(root, requirements=(LEARNER,)):
 
 def torch_would_bring_cuda_in_vain(root, requirements, packages, card=None):
     """Whether PyTorch is about to be installed, with CUDA, where no NVIDIA card is seen."""
-    if not sys.platform.startswith("linux") or any(packages.glob("torch-*.dist-info")):
+    brings_it = sys.platform.startswith("linux") and platform.machine() == "x86_64"
+    if not brings_it or any(packages.glob("torch-*.dist-info")):
         return False
     if card is None:
         card = shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia*"))

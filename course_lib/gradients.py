@@ -12,7 +12,7 @@ import copy
 import gc
 import random
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -146,7 +146,7 @@ def same_gradients(
     plain yields no gradient to compare with; ``TypeError`` if plain uses trainable tensors that are
     neither inputs nor in the model, or if the model is simulated.
     """
-    given = inputs, {**keywords, **(kwargs or {})}
+    given = inputs, {**keywords, **_checked_mapping(kwargs)}
     left, right = _matched(*_sides(model, plain, checkpointed))
     _check_values_exist(left.model, given)
     _check_alike(left, right)
@@ -234,7 +234,7 @@ def _run(function: Callable[..., Any], side: _Side, start: _Start) -> _Run:
     generators |= {
         name: leaf for name, leaf in leaves((own, own_keywords)) if isinstance(leaf, GENERATORS)
     }
-    named = _named_inputs(own, own_keywords)
+    named = _named_inputs(own, own_keywords, {name for name, _ in side.parameters()})
     given = [*named, *side.parameters()]
     trainable = [(name, leaf) for name, leaf in given if leaf.requires_grad]
     outputs: list[tuple[str, Tensor]] = []
@@ -286,15 +286,25 @@ def _copy(value: Any) -> Any:
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
-def _named_inputs(inputs: tuple, keywords: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    """``x``, ``x1`` … by position, and the keywords; a tensor given twice counts once."""
-    found = tensors(inputs)
-    named = {id(t): ("x" if i == 0 else f"x{i}", t) for i, t in reversed([*enumerate(found)])}
-    for name, leaf in leaves(keywords):
-        if isinstance(leaf, Tensor):
-            named.setdefault(id(leaf), (name, leaf))
-    order = [id(tensor) for tensor in (*found, *tensors(keywords))]
-    return [named[key] for key in dict.fromkeys(order)]
+def _named_inputs(
+    inputs: tuple, keywords: dict[str, Any], taken: Collection[str] = ()
+) -> list[tuple[str, Tensor]]:
+    """``x``, ``x1`` … by position, and the keywords; a tensor given twice counts once.
+
+    ``taken``: names of parameters, which no input shares.
+    """
+    by_position = [("x" if i == 0 else f"x{i}", t) for i, t in enumerate(tensors(inputs))]
+    by_name = [(name, leaf) for name, leaf in leaves(keywords) if isinstance(leaf, Tensor)]
+    found: dict[int, tuple[str, Tensor]] = {}
+    names = set(taken)
+    for name, tensor in (*by_position, *by_name):
+        if id(tensor) not in found:
+            own = name
+            while own in names:
+                own += "′"
+            names.add(own)
+            found[id(tensor)] = own, tensor
+    return list(found.values())
 
 
 def _is_numeric(value: Any) -> bool:
@@ -624,6 +634,17 @@ def _sides(model: Any, plain: Any, checkpointed: Any) -> tuple[nn.Module, nn.Mod
             )
         )
     return pair
+
+
+def _checked_mapping(kwargs: Any) -> Mapping[str, Any]:
+    if kwargs is None or isinstance(kwargs, Mapping):
+        return kwargs or {}
+    raise TypeError(
+        text(
+            zh=f"kwargs 是名字到输入的字典，不能是 {type(kwargs).__name__}。",
+            en=f"kwargs must be a dictionary from names to inputs, not {type(kwargs).__name__}.",
+        )
+    )
 
 
 @dataclass(frozen=True)

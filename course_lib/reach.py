@@ -56,7 +56,8 @@ def _parts(value: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         return list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
     if dataclasses.is_dataclass(value) and not isinstance(value, (type, nn.Module, Tensor)):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        names = [field.name for field in dataclasses.fields(value)]
+        return [(name, getattr(value, name, None)) for name in names]
     return None
 
 

@@ -1,5 +1,6 @@
 """How many operations an operator takes, against counts that know nothing of the formulas."""
 
+import contextlib
 import itertools
 import math
 import re
@@ -258,6 +259,49 @@ def test_products_count_as_the_same_products_written_otherwise(name):
         assert counted(lambda: with_backward(function)(*inputs)) == counted_by_pytorch(
             lambda: with_backward(otherwise)(*inputs)
         )
+
+
+def test_experts_of_a_mixture_count_alike_however_they_are_multiplied():
+    transformers = pytest.importorskip("transformers")
+    words = torch.randint(50, (2, 8))
+    found = {}
+    for way in ("eager", "batched_mm", "grouped_mm"):
+        torch.manual_seed(0)  # the same routes
+        model = transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+                num_key_value_heads=2, vocab_size=50, num_local_experts=4,
+            )
+        )  # fmt: skip
+        model.set_experts_implementation(way)
+        found[way] = counted(
+            lambda model=model: model(input_ids=words, labels=words).loss.backward(), words
+        )
+    assert len({*found.values()}) == 1
+    experts = 3 * 2 * 16 * 2 * 3 * 32 * 64  # forward and backward, two experts each, three products
+    assert found["eager"] > experts
+
+
+def test_simulated_experts_and_recurrent_layers_count_as_real_ones():
+    def made():
+        rows = torch.randn(32, 16, dtype=torch.bfloat16, requires_grad=True)
+        weights = torch.randn(3, 16, 8, dtype=torch.bfloat16, requires_grad=True)
+        return rows, weights, torch.tensor([8, 16, 32], dtype=torch.int32), nn.LSTM(16, 8)
+
+    found = []
+    for context in (simulated(), contextlib.nullcontext()):
+        with context:
+            rows, weights, ends, rnn = made()
+            sequences = torch.randn(7, 2, 16)
+
+        def step(rows=rows, weights=weights, ends=ends):
+            functional.grouped_mm(rows, weights, offs=ends).square().sum().backward()
+
+        trace = measure(step, inputs=(rows, weights, ends))
+        again = measure(lambda n=rnn, s=sequences: n(s)[0].sum().backward(), rnn, None, sequences)
+        found.append((trace.flops, again.flops))
+    assert found[0] == found[1]
+    assert found[0][0] == 3 * 2 * 32 * 16 * 8
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])

@@ -640,6 +640,27 @@ def test_ones_own_generator_starts_alike_and_is_compared(generator, draw):
     assert any(d.name == "generator" for d in found.differences)
 
 
+def test_inputs_and_parameters_of_one_name_are_told_apart():
+    """Were one of them lost, a gradient would go uncompared."""
+    model = nn.Linear(8, 8)
+
+    def scaled(first, *, x, weight, wrong=1.0):
+        return model(first) * weight + x + (wrong - 1) * (x - x.detach())
+
+    given = {"x": X.clone().requires_grad_(), "weight": X.clone().requires_grad_()}
+    run = lambda first, **k: scaled(first, **k)  # noqa: E731
+    found = same_gradients(run, run, X.clone().requires_grad_(), **given, model=model)
+    assert found.compared["gradient"] == 5
+    wrong = lambda first, **k: scaled(first, **k, wrong=2.0)  # noqa: E731
+    found = same_gradients(run, wrong, X.clone().requires_grad_(), **given, model=model)
+    assert [(d.kind, d.name) for d in found.differences] == [("gradient", "x′")]
+
+
+def test_refuses_kwargs_that_are_no_dictionary():
+    with pytest.raises(TypeError, match="from names to inputs, not list"):
+        same_gradients(mlp(), mlp(), X, kwargs=[X])
+
+
 def test_outputs_are_named_as_they_are_called():
     model = Language()
     other = lambda **words: dataclasses.replace(model(**words), logits=None)  # noqa: E731
