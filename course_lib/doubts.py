@@ -251,7 +251,6 @@ def on_copies(model: nn.Module, free: list[tuple[str, nn.Module]], said: set[tup
         for part, result in found:
             doubts += of_state(path, type(block), part, result, said)
         hints = [name for name in written_in_source(block) if name not in ran]
-        hints = [name for name in hints if (type(block), name) not in said]
         if hints:
             doubts.append(_of_a_hint(path, hints))
     return doubts
@@ -260,8 +259,10 @@ def on_copies(model: nn.Module, free: list[tuple[str, nn.Module]], said: set[tup
 def of_state(path: str, kind: type, part: str, found: Tried, said: set[tuple]) -> Iterator[Doubt]:
     """The sentence on what moved, unless it has been said of this class of blocks."""
     names = [f"{part}.{name}".lstrip(".") for name in found.twice]
-    new = [name for name in names if (kind, name) not in said]
-    said.update((kind, name) for name in new)
+    new = [name for name in names if (kind, name, True) not in said]
+    if not found.wrong:
+        new = [name for name in new if (kind, name, False) not in said]
+    said.update((kind, name, found.wrong) for name in new)
     if not new:
         if found.wrong and not names and (kind, "") not in said:
             said.add((kind, ""))

@@ -50,26 +50,23 @@ SOUND = {
 }  # fmt: skip
 GPT = {"vocab_size": 128, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
 
+DECODERS = """
+    Llama Mistral Qwen2 Qwen3 Gemma Gemma2 Phi Phi3 StableLm Olmo Olmo2 Olmo3 Cohere Cohere2
+    Starcoder2 GPTNeoX Granite Glm Glm4 Nemotron SmolLM3 Arcee Exaone4 Lfm2 Apertus Ernie4_5
+    Persimmon Mamba FalconMamba RecurrentGemma DiffLlama Doge Falcon Qwen3Next
+"""
+MIXTURES = "Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Ernie4_5_Moe Glm4Moe"
 CAUSAL = {
-    **{key: {} for key in ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Phi", "Phi3", "StableLm", "Olmo", "Olmo2", "Olmo3", "Cohere", "Cohere2", "Starcoder2", "GPTNeoX", "Granite", "Glm", "Glm4", "Nemotron", "SmolLM3", "Arcee", "Exaone4", "Lfm2", "Apertus", "Ernie4_5", "Persimmon", "Mamba", "FalconMamba", "RecurrentGemma", "DiffLlama", "Doge", "Falcon", "Qwen3Next"]},
-    **dict.fromkeys(["Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "GptOss", "Ernie4_5_Moe", "Glm4Moe"], EXPERTS),
+    **{name: {} for name in DECODERS.split()},
+    **{name: EXPERTS for name in MIXTURES.split()},
     "GPT2": GPT, "GPTBigCode": GPT, "GPTJ": {**GPT, "rotary_dim": 8},
     "CodeGen": {**GPT, "rotary_dim": 8}, "Bloom": {"n_layer": 3, "n_head": 4},
     "OPT": {"word_embed_proj_dim": 64, "ffn_dim": 128},
     "GPTNeo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "num_heads": 4},
     "Rwkv": {"attention_hidden_size": 64},
 }  # fmt: skip
-MASKED = [
-    "Bert",
-    "Roberta",
-    "Electra",
-    "Deberta",
-    "DebertaV2",
-    "ModernBert",
-    "RoFormer",
-    "Nystromformer",
-    "FNet",
-]
+ENCODERS = "Bert Roberta Electra Deberta DebertaV2 ModernBert RoFormer Nystromformer FNet"
+MASKED = ENCODERS.split()
 SEQ2SEQ = ["T5", "MT5", "Bart", "MBart", "Pegasus", "Marian", "M2M100"]
 VISION = ["ViT", "DeiT", "Beit", "Dinov2", "ViTMSN", "CLIPVision", "SiglipVision"]
 AUDIO = ["Wav2Vec2", "Hubert", "WavLM"]
