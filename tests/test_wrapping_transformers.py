@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from course_lib.lightning import GradientCheckpointing, quiet
-from course_lib.memory import measure
+from course_lib.memory import Role, measure
 from course_lib.wrapping import checkpoint_blocks, checkpointed, plain_blocks
 
 transformers = pytest.importorskip("transformers")
@@ -46,7 +46,7 @@ SOUND = {
     "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128,
     "conv_dim": (32, 32), "conv_stride": (5, 4), "conv_kernel": (10, 4),
     "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
+    "num_conv_pos_embedding_groups": 4, "apply_spec_augment": False,  # which draws from NumPy
 }  # fmt: skip
 GPT = {"vocab_size": 128, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
 
@@ -62,7 +62,9 @@ CAUSAL = {
     "GPT2": GPT, "GPTBigCode": GPT, "GPTJ": {**GPT, "rotary_dim": 8},
     "CodeGen": {**GPT, "rotary_dim": 8}, "Bloom": {"n_layer": 3, "n_head": 4},
     "OPT": {"word_embed_proj_dim": 64, "ffn_dim": 128},
-    "GPTNeo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "num_heads": 4},
+    "GPTNeo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "num_heads": 4,
+               "num_hidden_layers": 4},
+    "Qwen3Next": {"num_hidden_layers": 4},
     "Rwkv": {"attention_hidden_size": 64},
 }  # fmt: skip
 ENCODERS = "Bert Roberta Electra Deberta DebertaV2 ModernBert RoFormer Nystromformer FNet"
@@ -90,10 +92,10 @@ class Made:
         self.loss(**more).backward()
         return [None if p.grad is None else p.grad.clone() for p in self.model.parameters()]
 
-    def peak(self):
+    def trace(self):
         self.model.zero_grad()
         inputs = list(self.inputs.values())
-        return measure(lambda: self.loss().backward(), self.model, inputs=inputs).peak
+        return measure(lambda: self.loss().backward(), self.model, inputs=inputs)
 
 
 def made(name: str, **options) -> Made:
@@ -136,22 +138,29 @@ def same(one, other) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CAUSAL, *MASKED, *SEQ2SEQ, *VISION, *AUDIO])
 def test_the_same_bytes_and_gradients_as_the_librarys_own_switch(name):
+    """Or fewer bytes. In so small a model the peak may fall outside the blocks: then it stays."""
     it = made(name)
     state = copy.deepcopy(it.model.state_dict())  # routing may count
     plain = it.gradients()
     it.model.load_state_dict(state)
-    before = it.peak()
+    before = it.trace()
     it.model.load_state_dict(state)
     it.model.gradient_checkpointing_enable({"use_reentrant": False})
-    own = it.gradients(), it.peak()
+    own = it.gradients(), it.trace()
     it.model.gradient_checkpointing_disable()
     it.model.load_state_dict(state)
     done = checkpoint_blocks(it.model, layers(it.model))
     assert done.paths
     assert same(it.gradients(), plain) and same(own[0], plain)
-    assert it.peak() == own[1] < before
+    after = it.trace()
+    assert after.peak <= own[1].peak
+    assert kept(after) <= kept(own[1]) < kept(before)
     assert not any("WRONG" in en for _, en in done.doubts)
     assert plain_blocks(it.model) == len(done.paths)
+
+
+def kept(trace) -> int:
+    return sum(trace.kept[role] for role in (Role.ACTIVATION, Role.CHECKPOINT, Role.RANDOM_STATE))
 
 
 def test_the_cache_is_switched_off_said_and_put_back():
@@ -160,11 +169,11 @@ def test_the_cache_is_switched_off_said_and_put_back():
         kept = {
             id(m.config): m.config.use_cache for m in it.model.modules() if hasattr(m, "config")
         }
-        plain, before = it.gradients(), it.peak()
+        plain, before = it.gradients(), it.trace().peak
         done = checkpoint_blocks(it.model, layers(it.model))
         assert any("use_cache was on" in en for _, en in done.doubts) is use_cache
         assert it.model.config.use_cache is False
-        assert same(it.gradients(), plain) and it.peak() < before
+        assert same(it.gradients(), plain) and it.trace().peak < before
         checkpoint_blocks(it.model, layers(it.model), every=2)
         plain_blocks(it.model)
         for module in it.model.modules():
