@@ -157,30 +157,48 @@ def _size(module: nn.Module) -> int:
 # --- a cache of keys and values -----------------------------------------------------------------
 
 
-def caching(model: nn.Module, paths: Sequence[str]) -> list[Any]:
-    """The configurations in which ``use_cache`` is on, of modules that hold one of the blocks."""
-    found: list[Any] = []
+def without_cache(model: nn.Module, paths: Sequence[str]) -> tuple[tuple[Any, ...], list[Doubt]]:
+    """Switch ``use_cache`` off in the configurations of the modules that hold the blocks.
+
+    Those in which it was on, and what to say of them.
+    """
+    switched: list[Any] = []
+    stuck: list[Any] = []
     for path in paths:
         steps = path.split(".")
         for i in range(len(steps) + 1):
-            config = getattr(model.get_submodule(".".join(steps[:i])), "config", None)
-            inner = list(vars(config).values()) if hasattr(config, "__dict__") else []
-            for one in (config, *inner):
-                on = not isinstance(one, type) and getattr(one, "use_cache", False) is True
-                if on and not any(one is other for other in found):
-                    found.append(one)
-    return found
-
-
-def of_use_cache(configs: Sequence[Any]) -> Doubt:
-    names = ", ".join(dict.fromkeys(type(config).__name__ for config in configs))
-    return (
-        f"{names} 的 use_cache 原来开着，已经关掉：训练用不到键和值的缓存，"
-        "而它会留住每一块的键和值，重算时还会再写一遍。plain_blocks 会把它重新打开。",
-        f"use_cache was on in {names} and has been switched off: training needs no cache of keys "
-        "and values, which would keep those of every block and be written again by the "
-        "recomputation. plain_blocks switches it on again.",
-    )
+            config: Any = getattr(model.get_submodule(".".join(steps[:i])), "config", None)
+            if getattr(config, "use_cache", False) is True and not any(
+                config is other for other in stuck
+            ):
+                try:
+                    config.use_cache = False
+                    switched.append(config)
+                except (AttributeError, TypeError):  # it does not let itself be changed
+                    stuck.append(config)
+    said = []
+    if switched:
+        names = ", ".join(dict.fromkeys(type(config).__name__ for config in switched))
+        said.append(
+            (
+                f"{names} 的 use_cache 原来开着，已经关掉：训练用不到键和值的缓存，"
+                "而它会留住每一块的键和值，重算时还会再写一遍。plain_blocks 会把它重新打开。",
+                f"use_cache was on in {names} and has been switched off: training needs no cache "
+                "of keys and values, which would keep those of every block and be written again "
+                "by the recomputation. plain_blocks switches it on again.",
+            )
+        )
+    if stuck:
+        said.append(
+            (
+                f"{type(stuck[0]).__name__} 的 use_cache 开着，却改不了。训练用不到键和值的缓存，"
+                "它会留住每一块的键和值：请用 use_cache=False 建模型。",
+                f"use_cache is on in {type(stuck[0]).__name__}, which does not let itself be "
+                "changed. Training needs no cache of keys and values, which keeps those of every "
+                "block: build the model with use_cache=False.",
+            )
+        )
+    return tuple(switched), said
 
 
 def of_a_cache(path: str, kind: str) -> Doubt:
@@ -237,7 +255,6 @@ def on_copies(model: nn.Module, free: list[tuple[str, nn.Module]], said: set[tup
         for part, result in found:
             doubts += of_state(path, type(block), part, result, said)
         hints = [name for name in written_in_source(block) if name not in ran]
-        hints = [name for name in hints if (type(block), name) not in said]
         if hints:
             doubts.append(_of_a_hint(path, hints))
     return doubts
@@ -246,8 +263,10 @@ def on_copies(model: nn.Module, free: list[tuple[str, nn.Module]], said: set[tup
 def of_state(path: str, kind: type, part: str, found: Tried, said: set[tuple]) -> Iterator[Doubt]:
     """The sentence on what moved, unless it has been said of this class of blocks."""
     names = [f"{part}.{name}".lstrip(".") for name in found.twice]
-    new = [name for name in names if (kind, name) not in said]
-    said.update((kind, name) for name in new)
+    new = [name for name in names if (kind, name, True) not in said]
+    if not found.wrong:
+        new = [name for name in new if (kind, name, False) not in said]
+    said.update((kind, name, found.wrong) for name in new)
     if not new:
         if found.wrong and not names and (kind, "") not in said:
             said.add((kind, ""))

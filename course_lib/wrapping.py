@@ -29,16 +29,15 @@ from torch.utils.checkpoint import checkpoint
 
 from .doubts import (
     Doubt,
-    caching,
     expected,
     is_checkpointed,
     of_a_cache,
     of_no_trial,
     of_state,
-    of_use_cache,
     on_copies,
     on_inputs,
     watched,
+    without_cache,
 )
 from .language import Bilingual, text
 
@@ -258,13 +257,11 @@ def checkpoint_blocks(
     doubts = list(expected(model, chosen, free))
     doubts += on_inputs(model, free, try_with, said) if try_with is not None else []
     doubts += on_copies(model, free, said)
-    configs = caching(model, [path for path, _ in free])
-    doubts += [of_use_cache(configs)] if configs else []
-    for config in configs:
-        config.use_cache = False
+    configs, said_of_them = without_cache(model, [path for path, _ in free])
+    doubts += said_of_them
     for path, block in free:
         inner = vars(block).get("forward")
-        vars(block)["forward"] = CheckpointedForward(block, path, inner, tuple(configs), said)
+        vars(block)["forward"] = CheckpointedForward(block, path, inner, configs, said)
     paths = tuple(path for path, _ in free), tuple(path for path, _ in found)
     return Wrapped(*paths, every, tuple(doubts))
 

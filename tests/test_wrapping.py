@@ -672,6 +672,22 @@ def test_an_expert_counter_that_routing_reads_is_wrong():
         assert "0.tokens_per_expert" in said and ("WRONG" in said) == live
 
 
+def test_a_block_unlike_the_others_of_its_kind_is_found_while_training():
+    class Sometimes(Part):
+        used = False
+
+        def forward(self, x, wanted=None):
+            self.seen += 1
+            return x * self.scale * (self.seen if self.used else 1)
+
+    model = nn.Sequential(Around(Sometimes()), Around(Sometimes()))
+    model[1].part.used = True
+    said = doubts(model, Around)
+    assert "0.part.seen" in said and "WRONG" not in said
+    with pytest.warns(UserWarning, match=r"WRONG.*1\.part\.seen"):
+        model(SIGNAL).sum().backward()
+
+
 def test_a_frozen_part_in_evaluation_does_not_move():
     class Still(Part):
         def forward(self, x, wanted=None):
