@@ -195,6 +195,7 @@ REFUSED = {
     "adafactor": "stepping.step()",
     "adafactor_of_transformers": "optimization.py",
     "scaled_gradients": "scaler.step(optimizer)",  # are all finite?
+    "written_then_trained": "utils.py",  # are all texts at their end?
 }
 
 
