@@ -84,8 +84,7 @@ def _row(name: str | tuple[str, str], zh: str, en: str) -> str:
         f'<span style="opacity:.65">{html.escape(head)}</span>&ensp;{html.escape(words)}'
         for head, words in zip(names, (zh, en), strict=True)
     ]
-    both = spoken(*lines, markup=True, tag="span")
-    return f'<div style="margin:5px 0;{_LINE}">{both}</div>'
+    return f'<div style="margin:5px 0;{_LINE}">{spoken(*lines, markup=True)}</div>'
 
 
 def _peaks_row(found: Inspection) -> str:

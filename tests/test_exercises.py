@@ -481,6 +481,10 @@ def test_predictions_and_what_was_measured_survive_a_restart(own_memory, restart
     assert "-50.0%" in before
     restart()
     assert str(scoreboard()) == before  # before any other cell is run
+    assert "-50.0%" in compare("a", 3 * 2**20).value
+    with pytest.raises(KeyError, match="has not been asked for"):
+        compare("c", 3)
+    restart()
     assert predict("a", zh="甲", en="A").value == 1.5
     assert predict("b", zh="乙", en="B", unit="").value is None
     assert str(scoreboard()) == before

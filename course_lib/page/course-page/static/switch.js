@@ -21,6 +21,12 @@ const ASLEEP_BRIEFLY = {
 const VIEW = "application/vnd.jupyter.widget-view+json";
 const STATE = "application/vnd.jupyter.widget-state+json";
 
+/** What this browser remembers; a page that may not remember anything forgets. */
+const memory = {
+  get() { try { return localStorage.getItem(CHOSEN_LAST); } catch { return null; } },
+  set(language) { try { localStorage.setItem(CHOSEN_LAST, language); } catch { /* forgotten */ } },
+};
+
 // A notebook that shows only the cells in view takes the others out of the page and puts them back.
 if (!customElements.get("course-language"))
   customElements.define("course-language", class extends HTMLElement {
@@ -52,7 +58,7 @@ function row(model, short, signal) {
     button.setAttribute("aria-label", name);
     button.dataset.language = language;
     button.addEventListener("click", () => {
-      localStorage.setItem(CHOSEN_LAST, language);
+      memory.set(language);
       model.set("language", language);
       model.save_changes();
     });
@@ -81,7 +87,7 @@ async function watch(model, lines, signal) {
   const speak = () => {
     const chosen = model.get("language");
     for (const [line, words] of lines) {
-      line.hidden = itself.comm_live;
+      line.hidden = itself.comm_live !== false;
       const read = Object.keys(words).filter(one => chosen === "both" || chosen === one);
       line.title = read.map(one => words[one]).join(" "); // where there is no room for all of it
       line.replaceChildren(...read.map(one =>
@@ -89,8 +95,8 @@ async function watch(model, lines, signal) {
     }
   };
   // A saved notebook opens in the language that was chosen last, in whichever lesson.
-  const last = localStorage.getItem(CHOSEN_LAST);
-  if (!itself.comm_live && LANGUAGES.some(([language]) => language === last))
+  const last = memory.get();
+  if (itself.comm_live === false && LANGUAGES.some(([language]) => language === last))
     model.set("language", last);
   listen(model, "change:language", speak, signal);
   listen(itself, "comm_live_update", speak, signal);
