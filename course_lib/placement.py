@@ -36,6 +36,7 @@ from .recorder import Role
 KEPT, AGAIN = COLOURS[Role.ACTIVATION], COLOURS[Role.RECOMPUTED]
 CHECKPOINT = COLOURS[Role.CHECKPOINT]
 EVEN, BEST = COMPARED
+REST = "#b9bec6"  # of several roles, so the colour of none
 
 
 def layers_table(chain: Chain) -> Table:
@@ -490,7 +491,7 @@ def _draw_placement(figure: Figure, placed: Placed) -> None:
         figure, (left, top - 0.75, width - right, top - 0.15), (0, len(placed.chain)), (0, 1)
     )
     _draw_strip(strip, placed.plan, placed.chain)
-    _strip_legend(figure, 0.85, 0.2, [(("其余", "the rest"), COLOURS[Role.TEMPORARY])])
+    _strip_legend(figure, 0.85, 0.2, [(("其余", "the rest"), REST)])
     _draw_turns(figure, placed, low=0.8, high=top - 1.15)
 
 
@@ -508,7 +509,7 @@ def _draw_turns(figure: Figure, placed: Placed, low: float, high: float) -> None
     for i, moment in enumerate(moments):
         rest = moment.memory - moment.kept - moment.recomputed
         level = 0
-        for size, colour in ((rest, COLOURS[Role.TEMPORARY]), (moment.kept, KEPT),
+        for size, colour in ((rest, REST), (moment.kept, KEPT),
                              (moment.recomputed, AGAIN)):  # fmt: skip
             if size > 0:
                 shapes.append(

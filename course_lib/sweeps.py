@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from .explorers import Control, Explorer, progress
-from .figures import COLOURS, COMPARED, FAINT, INK, Panel, said, size_text, write
+from .figures import COLOURS, COMPARED, FAINT, GRID, INK, Panel, said, size_text, write
 from .language import Table
 from .memory import MemoryTrace, Role, measure, simulated
 from .models import Block, Sizes
@@ -150,7 +150,7 @@ def _draw_layers(panel: Panel, chosen: Segmented) -> None:
     for i, calls in enumerate(chosen.calls):
         role = Role.RECOMPUTED if calls > 1 else Role.ACTIVATION
         shapes.append(_rectangle(i + 0.1, 0.12, i + 0.9, 0.74))
-        colours.append(COLOURS[Role.BUFFER if chosen.error else role])
+        colours.append(GRID if chosen.error else COLOURS[role])
         words = "✗" if chosen.error else f"×{calls}"
         panel.words(i + 0.5, 0.43, words, ha="center", va="center_baseline", fontsize=10)
     panel.areas(shapes, colours, layer=1)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -721,6 +722,19 @@ def test_pictures_in_every_language(monkeypatch):
             explorer.move(**position)
             assert explorer.caption
         explorer.close()
+
+
+def test_runs_whose_steps_scatter_tell_no_extra_time(monkeypatch):
+    monkeypatch.setattr("course_lib.language._chosen", "en")
+    plain = replace(a_run(), seconds=(0.1, 0.11, 0.1, 0.12))
+    for seconds, told, titled in (
+        ((0.2, 0.21, 0.2, 0.22), "time +95% (+", True),
+        ((0.05, 0.3, 0.05, 0.3), "time: cannot be told", False),
+    ):
+        shown = lightning_runs.show_runs({False: plain, True: replace(plain, seconds=seconds)})
+        assert told in shown.caption
+        lightning_runs._draw_runs(shown._picture, shown._frame())
+        assert ("more time" in str(shown._picture)) == titled
 
 
 @pytest.mark.parametrize("flag", [False, True])

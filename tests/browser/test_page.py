@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PLAYER = """\
 import course_lib
-from course_lib.player import player
-player()"""
+from course_lib.player import Player, film
+Player([film(segments=count) for count in (1, 2, 3)])"""
 TABLE = """\
 from course_lib.contents import lessons
 from course_lib.language import Table
