@@ -331,6 +331,8 @@ def check_segments(answer: Callable[[int, int], Any]) -> Words:
         if found is None:
             raise ask.nothing(n, k)
         try:
+            if any(isinstance(part, (set, frozenset)) for part in _listed(found)):
+                raise TypeError  # has no order
             rows = itertools.islice(found, 10 * n)  # an answer may count on without end
             parts = [[operator.index(x) for x in itertools.islice(row, 2 * n)] for row in rows]
         except TypeError:
@@ -338,12 +340,20 @@ def check_segments(answer: Callable[[int, int], Any]) -> Words:
                      f"expected a list of {k} ranges, got {briefly(found)}.")  # fmt: skip
         else:
             fault = _fault_in_segments(parts, n, k)
+            if fault and _listed(found):
+                shown = briefly(_listed(found))
+                fault = f"{fault[0]}你的是 {shown}。", f"{fault[1]} Yours is {shown}."
         if fault:
             raise Wrong(f"n={n}, k={k}：{fault[0]}", f"n={n}, k={k}: {fault[1]}")
     return (
         "每一层恰好属于一段，段长至多差 1。",
         "Each layer is in exactly one segment, and lengths differ by at most 1.",
     )
+
+
+def _listed(found: Any) -> Any:
+    """A list or tuple as it is; nothing of what can be gone through only once."""
+    return found if isinstance(found, (list, tuple)) else ()
 
 
 def _fault_in_segments(parts: list[list[int]], n: int, k: int) -> Words | None:
@@ -518,7 +528,12 @@ def _wrong_kept_bytes(said: Any, expected: int, sizes: tuple, block: nn.Module) 
     batch, sequence, width, hidden = sizes
     values = batch * sequence * 4
     parameters = sum(parameter.nbytes for parameter in block.parameters())
+    weights = sum(p.nbytes for p in block.parameters() if p.ndim > 1)
     reasons = {
+        expected / 2**20: ("这是 MiB；要的是字节。", "This is in MiB; bytes are asked for."),
+        expected / 2**10: ("这是 KiB；要的是字节。", "This is in KiB; bytes are asked for."),
+        expected + weights: ("参数不算：它们本来就在，不是为反向传播多存的。",
+                             "Parameters do not count: they exist anyway."),
         expected / 4: ("看来你数的是元素个数：float32 每个 4 字节。",
                        "You seem to have counted numbers: a float32 takes 4 bytes."),
         expected / 2: ("float32 每个元素 4 字节，不是 2。", "A float32 takes 4 bytes, not 2."),
@@ -546,8 +561,9 @@ def _wrong_kept_bytes(said: Any, expected: int, sizes: tuple, block: nn.Module) 
     )
     where = f"batch={batch}, sequence={sequence}, width={width}, hidden={hidden}"
     return Wrong(
-        f"{where}：你得 {said:,}，实测 {expected:,} 字节，差 {said - expected:+,}。{zh}",
-        f"{where}: yours is {said:,} bytes, measured {expected:,}, {said - expected:+,}. {en}",
+        f"{where}：你得 {said:,.10g}，实测 {expected:,} 字节，差 {said - expected:+,.10g}。{zh}",
+        f"{where}: yours is {said:,.10g} bytes, measured {expected:,}, "
+        f"{said - expected:+,.10g}. {en}",
     )
 
 
@@ -620,12 +636,18 @@ def _check_thrifty(
     for name, gradient in expected_gradients.items():
         other = gradients.get(name)
         assert gradient is not None  # the block as it is uses them all
-        if other is None or not torch.allclose(other, gradient, rtol=1e-4, atol=1e-5):
+        if other is None:
             raise Wrong(
-                f"输出一样，但 {name} 的梯度{'没有了' if other is None else '变了'}："
-                "计算图在哪里断开了？",
-                f"The output agrees, but the gradient of {name} "
-                f"{'is gone' if other is None else 'changed'}: where was the graph cut?",
+                f"输出一样，但 {name} 的梯度没有了：计算图在哪里断开了？",
+                f"The output agrees, but the gradient of {name} is gone: where was the graph cut?",
+            )
+        if not torch.allclose(other, gradient, rtol=1e-4, atol=1e-5):
+            gap = (other - gradient).abs().max().item()
+            raise Wrong(
+                f"输出一样，但 {name} 的梯度变了，最多差 {gap:.2g}：反向传播读到的值与前向算出的"
+                "不同？",
+                f"The output agrees, but the gradient of {name} changed, by up to {gap:.2g}: does "
+                "the backward pass read other values than the forward pass made?",
             )
     if kept > budget:
         raise Wrong(

@@ -234,6 +234,11 @@ def half_precision(block, x):
         return thrifty(block, x).float()
 
 
+def keeps_halves(block, x):
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.half, torch.Tensor.float):
+        return block(x)
+
+
 def grad_mode_left_off(block, x):
     found = thrifty(block, x)
     torch.set_grad_enabled(False)
@@ -260,6 +265,14 @@ WRONG = [
     (lambda: check_segments(lambda n, k: [-(-n // k)] * k), r"expected a list of 4 ranges, got \["),
     (lambda: check_segments(lambda n, k: [range(i * -(-n // k), min(n, (i + 1) * -(-n // k)))
                                           for i in range(k)]), "too uneven|is in no"),
+    (lambda: check_segments(lambda n, k: [(p.start, p.stop) for p in one_loop(n, k)]),
+     r"no layer 12.*Yours is \[\(0, 3\), \(3, 6\)"),
+    (lambda: check_segments(lambda n, k: [set(p) for p in one_loop(n, k)]), "expected a list of 4"),
+    (lambda: check_segments(lambda n, k: dict(enumerate(one_loop(n, k)))), "expected a list of 4"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * (w + 4 * h) / 2**20), "is in MiB"),
+    (lambda: check_kept_bytes(lambda b, s, w, h: 4 * b * s * (w + 4 * h) + 12 * w * h),
+     "exist anyway"),
+    (lambda: check_thrifty(keeps_halves), "gradient of .* changed, by up to .* read other values"),
     (lambda: check_segments(lambda n, k: [range(10**12)] * k), "there is no layer 12"),
     (lambda: check_segments(lambda n, k: itertools.repeat(range(n))), "expected 4 segments, got"),
     (lambda: check_segments(forgets_to_return), "returned nothing .*is a return missing"),
