@@ -38,7 +38,10 @@ IGNORED_OUTPUTS = {
     ("03_torch_utils_checkpoint", "Table(names, rows)"): "wall times",
     ("03_torch_utils_checkpoint", "Museum()"): "a live widget",
     ("03_torch_utils_checkpoint", "Answers()"): "a live widget",
-    ("04_lightning_flag", "runs = {flag: train(flag) for flag in (False, True)}"): "wall times",
+    (
+        "04_lightning_flag",
+        "runs = {flag: train(flag, callbacks=bar) for flag in (False, True)}",
+    ): "wall times",
     ("04_lightning_flag", "show_runs(runs)"): "wall times",
     ("04_lightning_flag", "every_explorer(every, depth=8)"): "a live widget",
     ("04_lightning_flag", "Table(headers, rows)"): "wall times",

@@ -19,8 +19,7 @@ EXPLAINED: dict[str, str] = {}  # a finding's number: why it does not concern th
 def install(home: Path) -> Path:
     """Install the programs that this tool runs; the folder they are in.
 
-    Not beside the course, which they would change: pip-audit brings rich, and where there is
-    rich, Lightning shows another progress bar.
+    Not beside the course, whose packages they would change.
     """
     venv.create(home, with_pip=True)
     programs = home / ("Scripts" if os.name == "nt" else "bin")
