@@ -27,9 +27,12 @@ _TWIN = "_twin_with_values"  # the storage's attribute
 
 
 def values_of(tensor: Tensor) -> Tensor | None:
-    """The values of a tensor as a real one on the CPU, which shares its twin's memory, or None."""
+    """The values of a tensor as a real one on the CPU, or None; they share memory with its twin."""
     if not isinstance(tensor, FakeTensor):
-        return tensor if type(tensor) is Tensor and _worth_knowing(tensor) else None
+        if type(tensor) is not Tensor or not _worth_knowing(tensor):
+            return None
+        with really():
+            return tensor.to("cpu", copy=True)  # the learner's own, which nothing here may change
     if tensor.layout is not torch.strided:
         return None
     with really():

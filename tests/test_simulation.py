@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from course_lib import language
+from course_lib.chains import chain_of
 from course_lib.kernels import KNOWN_DIFFERENCES
 from course_lib.memory import MemoryTrace, Role, measure, simulated, simulated_copy
 from course_lib.simulation import ValueUnknown
@@ -366,6 +367,18 @@ def test_wrapped_tensors_and_simulated_models_are_copied_too() -> None:
     with simulated():
         third, x = simulated_copy(second, torch.ones(1, 2))
         assert third(x).shape == (1, 2)
+
+
+def test_a_chain_changes_no_real_tensor() -> None:
+    counter, layer, x = torch.zeros(3), nn.Linear(4, 4), torch.ones(2, 4)
+
+    def loss(y: Tensor) -> Tensor:
+        counter.add_(torch.ones(3))
+        return y.sum() * 2
+
+    chain_of([layer, layer], x, loss)
+    assert counter.tolist() == [0, 0, 0]
+    assert type(layer.weight) is nn.Parameter and layer.weight.grad is None
 
 
 def test_a_copy_leaves_no_memory_behind() -> None:
