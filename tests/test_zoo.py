@@ -281,6 +281,8 @@ OTHER_BITS_WITHOUT_CACHE = {
     "GPT2LMHeadModel", "GPTNeoForCausalLM", "T5ForConditionalGeneration",
     "M2M100ForConditionalGeneration", "SwitchTransformersForConditionalGeneration",
 }  # fmt: skip
+# The switch keeps the cache from the blocks alone: their model still makes one, and masks for it.
+MAKES_A_CACHE = {"T5ForConditionalGeneration", "SwitchTransformersForConditionalGeneration"}
 
 
 @dataclass(frozen=True)
@@ -307,13 +309,13 @@ def with_our_checkpoints(name: str) -> Trained:
     return trained(name, lambda model: checkpoint_blocks(model, zoo.MODELS[name].layers))
 
 
-def with_the_switch(name: str) -> Trained:
-    return trained(
-        name,
-        lambda model: model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        ),
-    )
+def with_the_switch(name: str, cache: bool = True) -> Trained:
+    def switched(model: nn.Module) -> None:
+        if not cache:
+            without_cache(model)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    return trained(name, switched)
 
 
 def without_cache(model: nn.Module) -> None:
@@ -342,6 +344,9 @@ def test_our_checkpoints_are_the_librarys(name: str, tally: Tally) -> None:
             assert theirs.trace.peak != ours.trace.peak, "equal by now: take it out of the table"
             end.append("nested by the switch")
             return
+        if name in MAKES_A_CACHE:
+            assert theirs.trace.peak > ours.trace.peak, "equal by now: take it out of the table"
+            theirs = with_the_switch(name, cache=False)
         assert ours.trace.peak - theirs.trace.peak == 0
         assert ours.trace.kept == theirs.trace.kept
         assert ours.trace.flops == theirs.trace.flops
