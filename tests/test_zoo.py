@@ -281,6 +281,11 @@ OTHER_BITS_WITHOUT_CACHE = {
     "GPT2LMHeadModel", "GPTNeoForCausalLM", "T5ForConditionalGeneration",
     "M2M100ForConditionalGeneration", "SwitchTransformersForConditionalGeneration",
 }  # fmt: skip
+# The switch also makes these classes ask a gradient for a bias of zeros, and so costs memory.
+ASKS_MORE = {
+    "T5ForConditionalGeneration": "T5Attention",
+    "SwitchTransformersForConditionalGeneration": "SwitchTransformersAttention",
+}
 
 
 @dataclass(frozen=True)
@@ -307,13 +312,16 @@ def with_our_checkpoints(name: str) -> Trained:
     return trained(name, lambda model: checkpoint_blocks(model, zoo.MODELS[name].layers))
 
 
-def with_the_switch(name: str) -> Trained:
-    return trained(
-        name,
-        lambda model: model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        ),
-    )
+def with_the_switch(name: str, but: str | None = None) -> Trained:
+    """Checkpointed by the library's own switch, except in modules of the class ``but``."""
+
+    def switched(model: nn.Module) -> None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in model.modules():
+            if type(module).__name__ == but:
+                module.gradient_checkpointing = False
+
+    return trained(name, switched)
 
 
 def without_cache(model: nn.Module) -> None:
@@ -342,6 +350,9 @@ def test_our_checkpoints_are_the_librarys(name: str, tally: Tally) -> None:
             assert theirs.trace.peak != ours.trace.peak, "equal by now: take it out of the table"
             end.append("nested by the switch")
             return
+        if name in ASKS_MORE:
+            assert theirs.trace.peak > ours.trace.peak, "equal by now: take it out of the table"
+            theirs = with_the_switch(name, but=ASKS_MORE[name])
         assert ours.trace.peak - theirs.trace.peak == 0
         assert ours.trace.kept == theirs.trace.kept
         assert ours.trace.flops == theirs.trace.flops
