@@ -304,8 +304,9 @@ class _Lives:
                 made_inside.discard(happening.address)
             else:
                 entry = self.recorder.log[happening.address]
-                came_from_before = isinstance(entry, Found) and not entry.just_made
-                if came_from_before and entry.address not in made_inside:
+                if not isinstance(entry, Found) or entry.just_made:
+                    continue
+                if entry.address not in made_inside:
                     found[entry.address] = (entry.role, entry.size)
         return found
 
@@ -576,7 +577,7 @@ def _optimizers(given: Optimizers) -> list[Optimizer]:
     """The optimizers, out of what libraries put around one, such as Lightning and Accelerate."""
     if given is None:
         return []
-    found = []
+    found: list[Any] = []
     for value in given if isinstance(given, (list, tuple)) else [given]:
         inner = getattr(value, "optimizer", None)
         found.append(inner if isinstance(inner, Optimizer) else value)
@@ -584,7 +585,7 @@ def _optimizers(given: Optimizers) -> list[Optimizer]:
 
 
 def _check_model(model: Any, optimizers: list[Any]) -> None:
-    given = [("optimizer", value, Optimizer) for value in optimizers]
+    given: list[tuple[str, Any, type]] = [("optimizer", one, Optimizer) for one in optimizers]
     if model is not None:
         given.insert(0, ("model", model, nn.Module))
     for name, value, kind in given:

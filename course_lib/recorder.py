@@ -748,6 +748,7 @@ _DEVICE = torch.ops.prim.device.default
 _NO_WORK = ("prim", "profiler")
 _NO_RUN = (-1, -1)
 _RESIZES = {torch.ops.aten.resize_.default, torch.ops.aten.resize_as_.default}
+_MAKES_SIMULATED = {torch.ops.aten.lift_fresh.default}  # of a real constant
 _SEES_INSIDE = ("flex_attention", "flex_attention_backward")  # without callables that do the work
 
 
@@ -772,6 +773,7 @@ def _kind(func: Any) -> _Kind:
     aliases = [returned.alias_info for returned in func._schema.returns]
     is_view = (
         func.namespace == "aten"
+        and func not in _MAKES_SIMULATED
         and bool(aliases)
         and all(alias and not alias.is_write for alias in aliases)
     )
@@ -813,7 +815,7 @@ _PLAIN = {Tensor, nn.Parameter, FakeTensor}
 
 
 @functools.cache
-def _dispatches(tensor_type: type) -> bool:
+def _dispatches(tensor_type: Any) -> bool:
     """Whether tensors of this type say themselves what an operator does to them."""
     return tensor_type.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 
