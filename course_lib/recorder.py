@@ -42,6 +42,7 @@ from .unwatched import (
     ACCUMULATES,
     ADD,
     ADD_IN_PLACE,
+    CLONE,
     ENGINE,
     INTO_ZEROS,
     MULTIPLY,
@@ -373,7 +374,7 @@ class Recorder(TorchDispatchMode):
         if node is not None:
             number = node._sequence_nr()
             place = self._places.get(number, NOWHERE)
-            if number >= ACCUMULATES and args[0].layout is not torch.strided:
+            if number >= ACCUMULATES and func is CLONE and args[0].layout is torch.sparse_coo:
                 self._alone.met.add(SPARSE)
             if (backward_pass, number) != self._run:
                 self._run = (backward_pass, number)
@@ -401,19 +402,7 @@ class Recorder(TorchDispatchMode):
             if self._is_new(tensor, address):
                 self._find(tensor, address)
             reads.append(address)
-        is_sum = func is ADD and node is not None and self._is_sum(node, args, reads, grad)
-        in_place = is_sum
-        if node is None:
-            call = (id(caller), caller.f_lasti)
-            if func is ADD and call == self._call and reads[0] == self._product:
-                in_place = could_add_in_place(args[0], self._sole_owner)
-            self._call, self._product = call, 0
-        if (
-            self._sums and not is_sum and node is not None
-        ):  # then what came before was not the engine's
-            for earlier in self._sums:
-                earlier.in_place = False
-            self._sums.clear()
+        in_place = self._adds_in_place(func, args, reads, node, caller)
         if kind.is_view:
             if node is not None and self._run[1] >= ACCUMULATES:  # becomes the gradient as it is
                 self._write(Given(Role.GRADIENT, tuple(reads)))
@@ -434,7 +423,7 @@ class Recorder(TorchDispatchMode):
         if kind.tensors:
             operator.numbers = _numbers(args, kind.tensors)
         operator.in_place = in_place
-        if is_sum:
+        if in_place and node is not None:
             self._sums.append(operator)
         return operator
 
@@ -488,20 +477,32 @@ class Recorder(TorchDispatchMode):
         around = (m for m in ran if not m or f"{needing}.".startswith(f"{m}."))
         return max(around, key=len, default=None)
 
-    def _is_sum(self, node: Any, args: tuple, reads: list[int], grad: bool) -> bool:
-        """Whether the engine, not a node's own formula, adds up two gradients of one value.
+    def _adds_in_place(
+        self, func: Any, args: tuple, reads: list[int], node: Any, caller: Any
+    ) -> bool:
+        """Whether the bare step would add to the first argument instead of making a third tensor.
 
-        The bare engine adds the second to the first in place, if nobody else holds that; while it
-        is watched, it takes new memory.
-
-        What it adds to was made by another node, or by this one for another of its edges; after
-        its sums, a node calls no other operator.
+        Two places do: a product of matrices to which the same call adds a bias or a mask, and the
+        engine where two gradients of one value meet, unlike an addition in a node's own formula.
+        What the engine adds to was made by another node, or by this one for another of its edges,
+        and after its sums, a node calls no other operator.
         """
-        if grad or self._run[1] >= ACCUMULATES:
-            return False
-        if not could_add_in_place(args[0], self._sole_owner):
-            return False
-        return self._made_in.get(reads[0]) != self._run or meets_itself(node)
+        if node is None:
+            call, product = (id(caller), caller.f_lasti), self._product
+            after_product = func is ADD and call == self._call and reads[0] == product
+            self._call, self._product = call, 0
+            return after_product and could_add_in_place(args[0], self._sole_owner)
+        may_be_the_engines = (
+            func is ADD
+            and not torch.is_grad_enabled()
+            and self._run[1] < ACCUMULATES
+            and (self._made_in.get(reads[0]) != self._run or meets_itself(node))
+        )
+        if not may_be_the_engines:  # then neither were the ones before
+            for earlier in self._sums:
+                earlier.in_place = False
+            self._sums.clear()
+        return may_be_the_engines and could_add_in_place(args[0], self._sole_owner)
 
     @property
     def otherwise(self) -> set[str]:

@@ -27,6 +27,7 @@ _run_backward = torch.autograd.graph._engine_run_backward
 ENGINE = _run_backward.__code__  # its frame is what calls an operator for the engine
 ACCUMULATES = 2**62  # the numbers of nodes that add up a parameter's gradient are above
 ADD = torch.ops.aten.add.Tensor
+CLONE = torch.ops.aten.clone.default
 ADD_IN_PLACE = torch.ops.aten.add_.Tensor
 _DENSE = torch.ops.aten.is_non_overlapping_and_dense.default
 

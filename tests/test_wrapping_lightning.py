@@ -249,20 +249,9 @@ class Threaded(Plain):
         return super().training_step(batch, index)
 
 
-needs_the_recorder = pytest.mark.xfail(
-    reason="the recorder raises inside an operator of the step", strict=True
-)
-
-
 @pytest.mark.parametrize(
     "make",
-    [
-        pytest.param(Cond, marks=needs_the_recorder),
-        pytest.param(Nested, marks=needs_the_recorder),
-        pytest.param(Sharded, marks=needs_the_recorder),
-        Compiled,
-        Threaded,
-    ],
+    [Cond, Nested, Sharded, Compiled, Threaded],
 )
 def test_training_goes_on_whatever_becomes_of_the_measuring(make):
     options = {}
@@ -393,7 +382,6 @@ def test_every_optimizer_is_handed_to_the_measuring(make, monkeypatch):
     assert given
 
 
-@pytest.mark.xfail(reason="measuring takes one optimizer as yet", strict=True)
 def test_the_moments_of_every_optimizer_are_its_state():
     model, monitor = Two(), MemoryMonitor([4])
     fit(model, monitor)
