@@ -133,10 +133,26 @@ def _reduced(*order: int, reduction: int) -> Correct:
         count = torch.broadcast_shapes(*(args[i].shape for i in order)).numel()
         with mode:
             elements = torch.empty(count, dtype=result.dtype, device=result.device)
-            whole = torch.empty(0, dtype=result.dtype, device=result.device)
-            return aten.set_.source_Storage_storage_offset(
-                whole, elements.untyped_storage(), 0, (), ()
-            )
+            return aten.as_strided.default(elements, (), ())
+
+    return correct
+
+
+def _statistics(weight: int, first: Correct | None = None) -> Correct:
+    """Of 16-bit numbers, mean and deviation are 32-bit on a CPU where the weights are."""
+
+    def correct(args: tuple, kwargs: dict[str, Any], result: Any, mode: Any) -> Any:
+        if first is not None:
+            result = first(args, kwargs, result, mode)
+        weights = args[weight]
+        if weights is None or weights.itemsize < 4 or result[0].itemsize != 2:
+            return result
+
+        def widened(t: Tensor) -> Tensor:
+            with mode:
+                return torch.empty_like(t, dtype=weights.dtype)
+
+        return _changed(result, (1, 2), widened)
 
     return correct
 
@@ -157,10 +173,12 @@ def _strides_of(shape: torch.Size, memory_format: Any = None) -> tuple[int, ...]
 
 
 _CORRECTIONS: dict[Any, Correct] = {
+    aten.native_layer_norm.default: _statistics(2),
+    aten.native_group_norm.default: _statistics(1),
     aten.native_layer_norm_backward.default: _contiguous(),
-    aten.native_batch_norm.default: _suggested(0, 0),
-    aten._native_batch_norm_legit.default: _suggested(0, 0),
-    aten._native_batch_norm_legit.no_stats: _suggested(0, 0),
+    aten.native_batch_norm.default: _statistics(1, _suggested(0, 0)),
+    aten._native_batch_norm_legit.default: _statistics(1, _suggested(0, 0)),
+    aten._native_batch_norm_legit.no_stats: _statistics(1, _suggested(0, 0)),
     aten._batch_norm_with_update.default: _suggested(0, 0),
     aten.native_batch_norm_backward.default: _suggested(1, 0),
     aten.batch_norm_backward.default: _suggested(1, 0),

@@ -212,6 +212,8 @@ class _Asking(TorchFunctionMode):
                     _check_device(asked)
         elif name in ("cuda", "xpu", "hpu", "mtia"):
             _check_device(name)
+        elif func is Tensor.__deepcopy__ and type(args[0]) is FakeTensor and args[0].is_leaf:
+            return _deep_copy(*args)
         elif name in ("tolist", "numpy", "__array__") and isinstance(args[0], FakeTensor):
             values = values_of(args[0])
             if values is None:
@@ -224,6 +226,29 @@ class _Asking(TorchFunctionMode):
             if "its data is not allocated yet" not in str(error):
                 raise
             raise ValueUnknown(name) from error  # code of PyTorch's that reads lengths, for example
+
+
+def _deep_copy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    """As ``Tensor.__deepcopy__``, which would copy the storage, whose device is another one.
+
+    Tensors that share their storage go on sharing it; values that are known are copied.
+    """
+    if id(tensor) in memo:
+        return memo[id(tensor)]
+    storage = tensor.untyped_storage()
+    if storage._cdata not in memo:
+        with torch.no_grad():
+            whole = tensor.as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0)
+            memo[storage._cdata] = whole.clone()
+    whole = memo[storage._cdata]
+    if whole.dtype != tensor.dtype:
+        whole = whole.view(tensor.dtype)
+    copied = whole.as_strided(tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+    copied = copied.detach().requires_grad_(tensor.requires_grad)
+    memo[id(tensor)] = copied
+    if tensor.grad is not None:
+        copied.grad = _deep_copy(tensor.grad, memo)
+    return copied
 
 
 def _check_device(device: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import re
 import weakref
@@ -601,3 +602,51 @@ def test_a_trace_names_the_operators_that_are_not_exact() -> None:
     real = nn.LSTM(8, 8)
     x = torch.randn(3, 2, 8)
     assert measure(lambda: real(x)[0].sum().backward(), real, inputs=x).doubtful == ()
+
+
+def test_a_deep_copy_is_one() -> None:
+    with simulated():
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        mask = torch.tensor([True, False])
+        whole = torch.ones(8)
+        held = {"view": whole[2:4], "whole": whole, "mask": mask}
+        twin, others = copy.deepcopy(model), copy.deepcopy(held)
+    assert [b.shape for b in twin.buffers()] == [b.shape for b in model.buffers()]
+    mine = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    assert not mine & {t.untyped_storage()._cdata for t in (*twin.parameters(), *twin.buffers())}
+    assert others["view"].untyped_storage()._cdata == others["whole"].untyped_storage()._cdata
+    assert others["whole"].untyped_storage()._cdata != whole.untyped_storage()._cdata
+    assert others["view"].storage_offset() == 2
+    with simulated():
+        assert others["mask"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_the_dtype_of_statistics_is_the_real_one(weights: torch.dtype) -> None:
+    def dtypes() -> list[torch.dtype]:
+        x, w = torch.randn(2, 4, 8).bfloat16(), torch.ones(4, dtype=weights)
+        across = torch.ones(8, dtype=weights)
+        found = [
+            *torch.native_group_norm(x, w, w, 2, 4, 8, 2, 1e-5),
+            *torch.native_batch_norm(x, w, w, None, None, True, 0.1, 1e-5),
+            *torch.native_layer_norm(x, (8,), across, across, 1e-5),
+            *torch.native_layer_norm(x, (8,), None, None, 1e-5),
+        ]
+        return [tensor.dtype for tensor in found]
+
+    real = dtypes()
+    with simulated():
+        assert dtypes() == real
+
+
+def test_a_loss_that_keeps_the_storage_of_its_elements_lets_it_go() -> None:
+    def step_and_inputs():
+        x, y = torch.randn(4, 4, requires_grad=True), torch.randn(4, 4)
+        return lambda: nn.functional.mse_loss(x, y).backward(), (x, y)
+
+    step, inputs = step_and_inputs()
+    real = measure(step, inputs=inputs)
+    with simulated():
+        step, inputs = step_and_inputs()
+        trace = measure(step, inputs=inputs)
+    assert trace.events[-1].total == real.events[-1].total
