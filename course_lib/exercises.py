@@ -196,7 +196,7 @@ class Comparison(ipywidgets.HTML):
         name, _ = self._rows[-1]
         rows.append([name, _shown(measured), ""])
         unit = prediction.unit
-        return Table([("", ""), (unit, unit), ("与实测相差", "off by")], rows)
+        return Table([("来自", "from"), (unit, unit), ("与实测相差", "off by")], rows)
 
     def _update(self) -> None:
         self.value = self._table()._repr_mimebundle_()["text/html"]

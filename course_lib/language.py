@@ -11,6 +11,7 @@ import contextlib
 import html
 import locale
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -161,7 +162,11 @@ def _html_cell(cell: Any) -> str:
 
 
 def _is_figure(cell: Any) -> bool:
-    return isinstance(cell, (int, float)) or str(cell)[:1] in "0123456789+-−×"
+    return isinstance(cell, (int, float)) or bool(_FIGURE.match(str(cell)))
+
+
+# A number, perhaps with its unit or its spread behind it; no name that begins with one, 0.weight.
+_FIGURE = re.compile(r"[+\-−×≈]?\s?\d[\d,]*(\.\d+)?([eE][+-]?\d+)?[x×]?(?![\w.])")
 
 
 def columns(words: str) -> int:

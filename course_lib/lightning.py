@@ -260,7 +260,9 @@ class MemoryMonitor(Callback):
             optimizers: Any = trainer.optimizers
             if len(optimizers) < 2:
                 optimizers = optimizers[0] if optimizers else None
-            self._result = stack.enter_context(measuring(pl_module, optimizers, batch))
+            self._result = stack.enter_context(
+                measuring(pl_module, optimizers, batch, headroom=False)
+            )
             self._watching = stack.pop_all()
 
     def on_train_batch_end(

@@ -173,13 +173,16 @@ def measure(
     rests meanwhile, so that bytes are the same in every run.
 
     Autograd computes a few gradients in another way while anything watches it: those of
-    ``binary_cross_entropy``, ``binary_cross_entropy_with_logits``, ``clamp (by tensors)``,
-    ``cumprod``, ``linalg.householder_product``, ``masked_fill (by a tensor)``, ``max (of all
-    elements)``, ``median (of all elements)``, ``min (of all elements)``, ``nanmedian (of all
-    elements)``, ``ormqr``, ``prod`` and ``trace``. The engine is left alone with these, so that
+    ``aminmax``, ``atan2``, ``binary_cross_entropy``, ``binary_cross_entropy_with_logits``, ``clamp
+    (by tensors)``, ``cumprod``, ``linalg.eigh``, ``linalg.householder_product``,
+    ``linalg.matrix_exp``, ``masked_fill (by a tensor)``, ``max (of all elements)``, ``median (of
+    all elements)``, ``min (of all elements)``, ``nanmedian (of all elements)``, ``ormqr``, ``prod``
+    and ``trace``. The engine is left alone with these, so that
     bytes and bits are the bare step's; their inner operators are not seen then, nor their FLOPs.
     Where that cannot be, with simulated tensors, inside a checkpoint, and always for ``sparse
-    gradients``, the bytes are those of the watched step, and the trace's ``otherwise`` says so.
+    gradients`` and ``cross_entropy (with weights and label smoothing)``, the bytes are those of the
+    watched step, and the trace's ``otherwise`` says so. ``quantile``, ``nanquantile`` and
+    ``linalg.eig`` check their arguments only unwatched, which takes some 30 bytes for a moment.
 
     Raises ``TypeError`` if ``step`` cannot be called without arguments, is a generator function
     or a coroutine function, or ``model`` is no module,

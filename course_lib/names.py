@@ -27,12 +27,14 @@ function render({model, el}) {
       set(handle, 'aria-label', slider.querySelector('.widget-label')?.textContent);
       set(handle, 'aria-valuetext', slider.querySelector('.widget-readout')?.textContent);
     }
-    for (const button of around.querySelectorAll('button'))
+    for (const button of around.querySelectorAll('button')) {
+      if (/^\\d+$/.test(button.textContent.trim())) set(button, 'aria-label', button.title);
       for (const [icon, words] of Object.entries(model.get('buttons')))
         if (button.querySelector('.fa-' + icon)) {
           set(button, 'aria-label', words);
           set(button, 'title', words);
         }
+    }
   };
   const begin = () => {
     const around = el.closest('.course-named');
@@ -43,7 +45,7 @@ function render({model, el}) {
     say();
     observer = new MutationObserver(say);
     observer.observe(around, {subtree: true, childList: true, characterData: true,
-      attributes: true, attributeFilter: ['aria-valuetext', 'class']});
+      attributes: true, attributeFilter: ['aria-valuetext', 'class', 'title']});
   };
   begin();
   model.on('change:buttons', say);

@@ -53,6 +53,7 @@ from .unwatched import (
     LeftAlone,
     could_add_in_place,
     counts_of_sole_owner,
+    functions_as_unwatched,
     meets_itself,
     saved_by,
 )
@@ -586,6 +587,7 @@ class Recorder(TorchDispatchMode):
                 first_node = torch.autograd._get_sequence_nr()
                 stack.enter_context(_told_of_resizes(self.source.place, self._resized))
                 stack.enter_context(self._alone.listening())
+                stack.enter_context(functions_as_unwatched(self._alone.met))
                 self.source.start()
                 stack.callback(lambda: self.stream.extend(self.source.stop()))
             self._birth = []

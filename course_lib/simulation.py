@@ -67,7 +67,12 @@ def simulated() -> Iterator[None]:
 def resumed(simulation: FakeTensorMode) -> Iterator[None]:
     """Let what the body makes belong to ``simulation``, a new one or that of some tensor."""
     with simulation, _Asking(), _patches:
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if "UninitializedParameter" not in str(error):
+                raise
+            raise RuntimeError(_lazy_module()) from error
 
 
 class ValueUnknown(DataDependentOutputException):
@@ -249,6 +254,16 @@ def _deep_copy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
     if tensor.grad is not None:
         copied.grad = _deep_copy(tensor.grad, memo)
     return copied
+
+
+def _lazy_module() -> str:
+    return text(
+        zh="simulated() 里面建不了 nn.LazyLinear 这类懒模块：它们的参数要等第一次前向才有形状。"
+        "请写明大小，或者先真的跑一次前向，再用 simulated_copy 换成模拟的。",
+        en="Lazy modules such as nn.LazyLinear cannot be built inside simulated(): their "
+        "parameters have no shape before the first forward pass. Give the sizes, or run the model "
+        "forward once for real and make it simulated with simulated_copy.",
+    )
 
 
 def _check_device(device: Any) -> None:

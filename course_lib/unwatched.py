@@ -35,11 +35,15 @@ _DENSE = torch.ops.aten.is_non_overlapping_and_dense.default
 
 # Its nodes for them (torch/csrc/autograd/FunctionsManual.cpp) -> the operator, as users call it.
 OTHERWISE = {
+    "AminmaxBackward0": "aminmax",
+    "Atan2Backward0": "atan2",
     "BinaryCrossEntropyBackward0": "binary_cross_entropy",
     "BinaryCrossEntropyWithLogitsBackward0": "binary_cross_entropy_with_logits",
     "ClampBackward0": "clamp (by tensors)",
     "CumprodBackward0": "cumprod",
+    "LinalgEighBackward0": "linalg.eigh",
     "LinalgHouseholderProductBackward0": "linalg.householder_product",
+    "LinalgMatrixExpBackward0": "linalg.matrix_exp",
     "MaskedFillBackward1": "masked_fill (by a tensor)",
     "MaxBackward1": "max (of all elements)",
     "MedianBackward0": "median (of all elements)",
@@ -50,7 +54,13 @@ OTHERWISE = {
     "ProdBackward1": "prod",
     "TraceBackward0": "trace",
 }
-MULTIPLY = {"LinalgHouseholderProductBackward0", "OrmqrBackward0"}  # matrices, inside of them
+WEIGHTED_SMOOTHING = "cross_entropy (with weights and label smoothing)"
+MULTIPLY = {  # matrices, inside of them
+    "LinalgEighBackward0",
+    "LinalgHouseholderProductBackward0",
+    "LinalgMatrixExpBackward0",
+    "OrmqrBackward0",
+}
 SPARSE = "sparse gradients"  # of a parameter: autograd keeps them as they are, or clones them
 
 
@@ -124,6 +134,42 @@ class LeftAlone:
         if self._stack is not None:
             stack, self._stack = self._stack, None
             _put(_get_current_dispatch_mode_stack(), stack)
+
+
+@contextlib.contextmanager
+def functions_as_unwatched(met: set[str]) -> Iterator[None]:
+    """Undo, in the forward pass, what ``LeftAlone`` undoes in the backward pass.
+
+    ``ctc_loss`` reads its lengths into a list, unless anything watches: then it computes with the
+    tensors (aten/src/ATen/native/LossCTC.cpp). ``cross_entropy`` with weights and label smoothing
+    selects the weights that count, or masks the others (.../LossNLL.cpp), which ``met`` tells.
+    """
+    ctc_loss, cross_entropy = torch.ctc_loss, torch._C._nn.cross_entropy_loss
+
+    def ctc_loss_of_lists(scores: Any, targets: Any, *others: Any, **more: Any) -> Any:
+        more = {k: _as_list(v) if k.endswith("_lengths") else v for k, v in more.items()}
+        return ctc_loss(scores, targets, *map(_as_list, others[:2]), *others[2:], **more)
+
+    def noted_cross_entropy(
+        x: Any, target: Any, weight: Any = None, reduction: Any = 1, ignore_index: Any = -100,
+        label_smoothing: float = 0.0,
+    ) -> Any:  # fmt: skip
+        if weight is not None and label_smoothing:
+            met.add(WEIGHTED_SMOOTHING)
+        return cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing)
+
+    torch.ctc_loss = ctc_loss_of_lists
+    torch._C._nn.cross_entropy_loss = noted_cross_entropy
+    try:
+        yield
+    finally:
+        torch.ctc_loss = ctc_loss
+        torch._C._nn.cross_entropy_loss = cross_entropy
+
+
+def _as_list(lengths: Any) -> Any:
+    on_cpu = type(lengths) is Tensor and lengths.device.type == "cpu"
+    return lengths.tolist() if on_cpu else lengths
 
 
 def saved_by(node: Any) -> list[Tensor]:

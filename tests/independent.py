@@ -108,8 +108,8 @@ def _dense(tensor: Tensor) -> list[Tensor]:
     return [tensor]
 
 
-def peak_above(run: Callable[[], Any]) -> int:
-    """The most that the allocator handed out during ``run()``, in bytes, beyond what existed.
+def peak_and_sum(run: Callable[[], Any]) -> tuple[int, int]:
+    """The most that was handed out during ``run()``, beyond what existed, and all together: bytes.
 
     Quicker than :func:`count`, for many tiny steps: the profiler is asked for memory alone. A step
     that frees what existed before cannot be counted so.
@@ -130,4 +130,5 @@ def peak_above(run: Callable[[], Any]) -> int:
         gc.enable()
     memory = [event for event in reported if event.name() == "[memory]"]
     memory.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate((event.nbytes() for event in memory), initial=0))
+    sizes = [event.nbytes() for event in memory]
+    return max(itertools.accumulate(sizes, initial=0)), sum(size for size in sizes if size > 0)

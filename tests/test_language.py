@@ -165,3 +165,13 @@ def test_where_no_front_end_of_its_own_runs_the_switch_is_plain_buttons(monkeypa
     assert buttons.value == "en"
     buttons.value = "zh"
     assert language.language() == "zh"
+
+
+@pytest.mark.parametrize(
+    ("cell", "right"),
+    [(3, True), ("1,234", True), ("+3.5%", True), ("2.1 (2.0–2.2)", True), ("1e-05", True),
+     ("1.5x", True), ("0.weight", False), ("3rd", False), ("✓", False), ("(0) 1", False)],
+)  # fmt: skip
+def test_figures_are_set_flush_right_and_names_are_not(cell: object, right: bool) -> None:
+    html = Table([("表头", "head")], [[cell]])._repr_mimebundle_()["text/html"]
+    assert ("text-align:right" in html) is right

@@ -649,3 +649,10 @@ def test_a_loss_that_keeps_the_storage_of_its_elements_lets_it_go() -> None:
         step, inputs = step_and_inputs()
         trace = measure(step, inputs=inputs)
     assert trace.events[-1].total == real.events[-1].total
+
+
+@pytest.mark.parametrize("spoken", ["zh", "en"])
+def test_a_lazy_module_is_refused_in_words(spoken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "_chosen", spoken)
+    with pytest.raises(RuntimeError, match=r"LazyLinear.*simulated_copy"), simulated():
+        nn.LazyLinear(8)
