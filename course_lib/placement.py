@@ -206,14 +206,16 @@ def _draw_budget(figure: Figure, data: tuple[Budgets, int]) -> None:
     found = f"{budgets.share(best.prediction):+.1%}"
     if even is None:
         title = (
-            f"预算 {size_text(budget)}：最优方案 FLOPs {found}，均匀分段放不下",
-            f"Budget {size_text(budget)}: FLOPs {found} at best; even spacing does not fit",
+            f"预算 {size_text(budget)}：不嵌套的最优方案 FLOPs {found}，均匀分段放不下",
+            f"Budget {size_text(budget)}: FLOPs {found} at best without nesting; "
+            "even spacing does not fit",
         )
     else:
         other = f"{budgets.share(even[1]):+.1%}"
         title = (
-            f"预算 {size_text(budget)}：最优方案 FLOPs {found}，均匀分段 {other}",
-            f"Budget {size_text(budget)}: FLOPs {found} at best, {other} with even spacing",
+            f"预算 {size_text(budget)}：不嵌套的最优方案 FLOPs {found}，均匀分段 {other}",
+            f"Budget {size_text(budget)}: FLOPs {found} at best without nesting, "
+            f"{other} with even spacing",
         )
     top = _title(figure, title)
     _draw_frontier(figure, budgets, budget, top, bottom=2.65)
