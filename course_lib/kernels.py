@@ -33,7 +33,7 @@ def corrected(func: Any, args: tuple, kwargs: dict[str, Any], result: Any, mode:
 # Operators by name, and in what their simulated results still differ: (zh, en).
 KNOWN_DIFFERENCES: dict[str, tuple[str, str]] = {
     "aten.mkldnn_rnn_layer": (
-        "oneDNN 的 LSTM 为反向传播保存的工作区，模拟时大小为 0",
+        "oneDNN 的 LSTM 为反向传播保存的算子工作区，模拟时大小为 0",
         "the workspace that oneDNN's LSTM keeps for backward has no bytes when simulated",
     ),
     "aten._embedding_bag": (

@@ -99,7 +99,7 @@ def dropout_explorer(by_dropout: Mapping[float, Counts], start: int) -> Explorer
     With dropout it writes out its square matrices, without it is fused and keeps next to nothing.
     Counts below ``start`` are left out: few long segments would flatten the picture.
     """
-    ways = Control("dropout", "dropout", "dropout", tuple(by_dropout), next(iter(by_dropout)))
+    ways = Control("dropout", "dropout 概率", "dropout", tuple(by_dropout), next(iter(by_dropout)))
     counts = tuple(k for k in next(iter(by_dropout.values())).found if k >= start)
     control = Control("checkpoints", "检查点数量", "number of checkpoints", counts, start)
     shown = {

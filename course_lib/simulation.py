@@ -217,7 +217,7 @@ class _Asking(TorchFunctionMode):
                     _check_device(asked)
         elif name in ("cuda", "xpu", "hpu", "mtia"):
             _check_device(name)
-        elif func is Tensor.__deepcopy__ and type(args[0]) is FakeTensor and args[0].is_leaf:
+        elif func is Tensor.__deepcopy__ and isinstance(args[0], FakeTensor) and args[0].is_leaf:
             return _deep_copy(*args)
         elif name in ("tolist", "numpy", "__array__") and isinstance(args[0], FakeTensor):
             values = values_of(args[0])
@@ -233,7 +233,7 @@ class _Asking(TorchFunctionMode):
             raise ValueUnknown(name) from error  # code of PyTorch's that reads lengths, for example
 
 
-def _deep_copy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+def _deep_copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     """As ``Tensor.__deepcopy__``, which would copy the storage, whose device is another one.
 
     Tensors that share their storage go on sharing it; values that are known are copied.

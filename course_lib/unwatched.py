@@ -158,13 +158,12 @@ def functions_as_unwatched(met: set[str]) -> Iterator[None]:
             met.add(WEIGHTED_SMOOTHING)
         return cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing)
 
-    torch.ctc_loss = ctc_loss_of_lists
-    torch._C._nn.cross_entropy_loss = noted_cross_entropy
+    places: Any = torch, torch._C._nn
+    places[0].ctc_loss, places[1].cross_entropy_loss = ctc_loss_of_lists, noted_cross_entropy
     try:
         yield
     finally:
-        torch.ctc_loss = ctc_loss
-        torch._C._nn.cross_entropy_loss = cross_entropy
+        places[0].ctc_loss, places[1].cross_entropy_loss = ctc_loss, cross_entropy
 
 
 def _as_list(lengths: Any) -> Any:

@@ -54,6 +54,14 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.line(line)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_is_left():
+    """Trainers that shard a model join one and stay; the next module wants its own."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def report(pytestconfig):
     """`report(line)` prints a line at the end of the run: a time, a rate, something to look at."""

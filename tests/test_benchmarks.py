@@ -76,7 +76,7 @@ def test_real_models_are_timed_per_operator_and_simulated_in_full_size(monkeypat
     monkeypatch.setattr(models, "TURNS", 1)
     monkeypatch.setattr(models, "TINY", 10)  # seconds: this machine may be busy
     monkeypatch.setattr(zoo, "MODELS", {"BertForMaskedLM": zoo.MODELS["BertForMaskedLM"]})
-    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    small = {"hidden_size": 64, "intermediate_size": 2048, "num_hidden_layers": 8}
     monkeypatch.setattr(zoo, "FULL_SIZE", {"small": small})
     *_, rows, _, full = models.section()
     (row,) = rows.splitlines()[2:]

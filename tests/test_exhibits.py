@@ -315,7 +315,7 @@ def test_the_score_survives_a_restart(monkeypatch, tmp_path):
     monkeypatch.setattr(answers, "_here", {})
     again = Museum(EXHIBITS[:3])
     assert (again.right, len(again.guesses)) == (1, 2)
-    assert "right 1 of 2" in again._score.value
+    assert "guessed 2 of 3, 1 of them right" in again._score.value
     again.go_to("frozen-input")
     assert "guessed this one before" in again._answer.value
     assert again._buttons["silent"].icon == "times" and again._buttons["warning"].icon == "check"

@@ -206,7 +206,8 @@ function initialize({ model }) {
   keepWidgets(manager);
   if (!manager?.context?.model?.cells) return;
   manager.restored.connect(() => mend(manager));
-  for (const seconds of [0.5, 2, 6]) setTimeout(() => mend(manager), 1000 * seconds);
+  const looking = setInterval(() => mend(manager), 300);
+  setTimeout(() => clearInterval(looking), 15000);
 }
 
 export default { initialize, render };
