@@ -22,6 +22,7 @@ function render({model, el}) {
   let observer, waiting;
   const say = () => {
     const around = el.closest('.course-named');
+    if (!around) return;  // taken off the page meanwhile
     for (const slider of around.querySelectorAll('.widget-slider')) {
       const handle = slider.querySelector('.noUi-handle');
       set(handle, 'aria-label', slider.querySelector('.widget-label')?.textContent);
