@@ -129,6 +129,8 @@ class Simulation(FakeTensorMode):
                 return result
             return corrected(func, args, kwargs, result, self)
         except AssertionError as error:
+            if "Mixing fake modes" in str(error):
+                raise RuntimeError(_of_another_simulation(func)) from error
             if "convert all Tensors to FakeTensors" not in str(error):
                 raise
             raise RuntimeError(_real_among_simulated(func)) from error
@@ -254,6 +256,17 @@ def _deep_copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     if tensor.grad is not None:
         copied.grad = _deep_copy(tensor.grad, memo)
     return copied
+
+
+def _of_another_simulation(func: Any) -> str:
+    name = str(func._overloadpacket)
+    return text(
+        zh=f"{name} 收到了另一个 with simulated(): 里建的张量。请在同一个 with 里建好模型和输入，"
+        "也在那里用；或者出了 with 再调用 measure，它会接着用张量自己的那一个。",
+        en=f"{name} was given tensors of another `with simulated():`. Build the model and its "
+        "inputs in one block and use them there, or call measure after the block: it goes on with "
+        "the simulation that the tensors belong to.",
+    )
 
 
 def _lazy_module() -> str:

@@ -656,3 +656,13 @@ def test_a_lazy_module_is_refused_in_words(spoken: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(language, "_chosen", spoken)
     with pytest.raises(RuntimeError, match=r"LazyLinear.*simulated_copy"), simulated():
         nn.LazyLinear(8)
+
+
+@pytest.mark.parametrize("spoken", ["zh", "en"])
+def test_two_simulations_do_not_mix(spoken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "_chosen", spoken)
+    with simulated():
+        model, x = nn.Linear(4, 4), torch.ones(2, 4)
+    with pytest.raises(RuntimeError, match=r"with simulated\(\):.*measure"), simulated():
+        model(x)
+    assert measure(lambda: model(x).sum().backward(), model, inputs=x).source == "simulated"
