@@ -520,9 +520,12 @@ class Recorder(TorchDispatchMode):
         self._write(Operator(node.name(), "backward", False, place, tuple(reads)))
 
     def _node_ends(self, gradients: Sequence[Tensor | None]) -> None:
-        made = [t for t in gradients if t is not None]
-        self._known.update([self.source.made(part) for t in made for part in parts(t)])
+        self._know([t for t in gradients if t is not None])
         self._write(END)
+
+    @_harmless
+    def _know(self, made: Sequence[Tensor]) -> None:
+        self._known.update([self.source.made(part) for t in made for part in parts(t)])
 
     def _unwatched(self, func: Any, operator: Operator) -> Any:
         """What autograd calls when nobody watches: it then puts parts into zeros in place."""

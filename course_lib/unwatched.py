@@ -108,6 +108,8 @@ class LeftAlone:
             self._hooks.clear()
 
     def _prepare(self, outputs: Sequence[Tensor]) -> None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return  # inside torch.func, the bare step goes the other way, too
         for node in _nodes_of(outputs):
             name = OTHERWISE.get(type(node).__name__)
             if name is None:

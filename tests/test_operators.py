@@ -182,3 +182,18 @@ def test_a_formula_that_raises_leaves_the_measuring_as_it_was() -> None:
         measure(lambda: [y.backward(), y.backward()], inputs=x)
     assert torch.utils._python_dispatch._get_current_dispatch_mode_stack() == []
     assert measure(lambda: x.prod().backward(), inputs=x).otherwise == ()
+
+
+def test_transformed_functions_are_measured_as_they_run() -> None:
+    from torch.func import grad, vmap
+
+    x = torch.linspace(0.1, 0.9, 20).view(5, 4)
+    per_sample = vmap(grad(lambda row: row.prod() + row.max()))
+    for function in (lambda: grad(lambda t: (t * 2).prod())(x), lambda: per_sample(x)):
+        expected = function()
+        peak, handed_out = peak_and_sum(function)
+        found: list[Tensor] = []
+        trace = measure(lambda function=function, found=found: found.append(function()), inputs=x)
+        assert trace.peak - sum(trace.before.values()) >= peak
+        assert sum(event.size for event in trace.events if event.size > 0) == handed_out
+        assert torch.equal(found[0], expected)
