@@ -109,8 +109,11 @@ class CPUAllocator:
         self._mark_addresses += [mark.data_ptr() for mark in marks]
 
     def address(self, tensor: torch.Tensor) -> int:
-        """Where the tensor's storage begins; 0 if it has no bytes."""
-        return where_storage_begins(tensor)
+        """Where the tensor's storage begins; 0 if it has no bytes, as those of a compiler."""
+        try:
+            return where_storage_begins(tensor)
+        except RuntimeError:
+            return 0
 
     made = address
 

@@ -525,7 +525,8 @@ def _noticing_threads() -> Iterator[list[str]]:
 
     def first_call(frame: Any, event: str, argument: Any) -> None:
         thread = threading.current_thread()
-        if not type(thread).__module__.startswith("ipykernel"):  # Jupyter's own, at any moment
+        # Jupyter's own comes at any moment; that of a progress bar only looks after bars.
+        if not type(thread).__module__.startswith(("ipykernel", "tqdm")):
             started.append(thread.name)
         sys.setprofile(profile)
 

@@ -706,7 +706,10 @@ def _told_of_resizes(
     original, inherited = kind.resize_, "resize_" not in vars(kind)
 
     def resize_(storage: torch.UntypedStorage, size: int) -> Any:
-        old = place(storage)
+        try:
+            old = place(storage)
+        except RuntimeError:  # a compiler's or a conversion's own, which has no memory
+            return original(storage, size)
         result = original(storage, size)
         tell(storage, old)
         return result

@@ -276,6 +276,33 @@ def compiled_and_handed_over() -> Step:
     return Step(lambda: model(x).sum().backward(), model, None, x)
 
 
+def a_scan() -> Step:
+    from torch._higher_order_ops import scan
+
+    x = torch.randn(8, 16, requires_grad=True)
+
+    def run() -> None:
+        scan(lambda carried, row: (carried + row, carried * row), torch.zeros(16), x)[
+            1
+        ].sum().backward()
+
+    return Step(run, None, None, x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_traced_or_compiled_inside_the_step() -> None:
+    a_scan().run()
+    trace = agree(a_scan)
+    assert trace.peak
+    torch._dynamo.reset()
+    model, x = block(), torch.randn(8, 16)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert measure(lambda: compiled(x).sum().backward(), model, inputs=x).peak
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_a_compiled_model_that_is_named_as_the_model() -> None:
