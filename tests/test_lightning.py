@@ -520,7 +520,9 @@ def test_watching_changes_nothing_about_the_training():
 def test_unwatched_steps_are_left_alone(monkeypatch):
     calls = []
     real = memory.measuring
-    monkeypatch.setattr("course_lib.lightning.measuring", lambda *a: calls.append(1) or real(*a))
+    monkeypatch.setattr(
+        "course_lib.lightning.measuring", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
     monitor = MemoryMonitor([1, 3])
     modes = []
 

@@ -291,13 +291,13 @@ def test_whatever_the_measuring_raises_is_a_warning(moment, monkeypatch, tmp_pat
     """At its begin, at its end and in the logger; ours are the errors, the training is real."""
     real = memory.measuring
 
-    def breaks(*arguments):
+    def breaks(*arguments, **options):
         if moment == "begin":
             raise LookupError("no such thing")
 
         class Both:
             def __enter__(self):
-                self.inner = real(*arguments)
+                self.inner = real(*arguments, **options)
                 return self.inner.__enter__()
 
             def __exit__(self, *about):
@@ -368,8 +368,9 @@ def test_every_optimizer_is_handed_to_the_measuring(make, monkeypatch):
     """One as it is, several as a list."""
     given = []
 
-    def noted(model, optimizer, inputs):
+    def noted(model, optimizer, inputs, headroom):
         given.append(optimizer)
+        assert not headroom  # nothing of the measuring may refuse a step of the training
         raise LookupError
 
     monkeypatch.setattr("course_lib.lightning.measuring", noted)
