@@ -287,7 +287,7 @@ class Recorder(TorchDispatchMode):
 
     def _find(self, tensor: Tensor, address: int, role: Role | None = None) -> None:
         """Note a tensor that came from outside the step."""
-        if isinstance(self.source, SimulatedTensors) and not isinstance(tensor, FakeTensor):
+        if self._simulated and not isinstance(tensor, FakeTensor):
             self._known.add(address)
             return  # a constant on its way to becoming a simulated tensor
         if role is None:

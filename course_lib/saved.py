@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .language import Table
 from .reach import behind, names_of_modules, nodes_behind, tensors
 from .recorder import NOWHERE, Place, Role, learners_line, never_compiled, parts
+from .unwatched import as_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,15 +321,10 @@ class _AsUnwatched(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in (functional.ctc_loss, torch.ctc_loss):
-            args = (*args[:2], *map(_as_list, args[2:4]), *args[4:])
-            lengths = {k: _as_list(v) for k, v in kwargs.items() if k.endswith("_lengths")}
+            args = (*args[:2], *map(as_list, args[2:4]), *args[4:])
+            lengths = {k: as_list(v) for k, v in kwargs.items() if k.endswith("_lengths")}
             kwargs = kwargs | lengths
         return func(*args, **kwargs)
-
-
-def _as_list(lengths: Any) -> Any:
-    on_cpu = type(lengths) is Tensor and lengths.device.type == "cpu"
-    return lengths.tolist() if on_cpu else lengths
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -117,10 +117,10 @@ class LeftAlone:
             if self.simulated or _is_made_again(node):
                 self.met.add(name)
             else:
-                self._hooks.append(node.register_prehook(functools.partial(self._go, node.name())))
+                self._hooks.append(node.register_prehook(self._go))
                 self._hooks.append(node.register_hook(self._done))
 
-    def _go(self, name: str, gradients: Any) -> None:
+    def _go(self, gradients: Any) -> None:
         node = torch._C._current_autograd_node()
         if self._stack is None and node is not None:
             self.begins(node)
@@ -149,8 +149,8 @@ def functions_as_unwatched(met: set[str]) -> Iterator[None]:
     ctc_loss, cross_entropy = torch.ctc_loss, torch._C._nn.cross_entropy_loss
 
     def ctc_loss_of_lists(scores: Any, targets: Any, *others: Any, **more: Any) -> Any:
-        more = {k: _as_list(v) if k.endswith("_lengths") else v for k, v in more.items()}
-        return ctc_loss(scores, targets, *map(_as_list, others[:2]), *others[2:], **more)
+        more = {k: as_list(v) if k.endswith("_lengths") else v for k, v in more.items()}
+        return ctc_loss(scores, targets, *map(as_list, others[:2]), *others[2:], **more)
 
     def noted_cross_entropy(
         x: Any, target: Any, weight: Any = None, reduction: Any = 1, ignore_index: Any = -100,
@@ -168,28 +168,28 @@ def functions_as_unwatched(met: set[str]) -> Iterator[None]:
         places[0].ctc_loss, places[1].cross_entropy_loss = ctc_loss, cross_entropy
 
 
-def _as_list(lengths: Any) -> Any:
+def as_list(lengths: Any) -> Any:
+    """The lengths that ``ctc_loss`` is given, as it reads them when nobody watches."""
     on_cpu = type(lengths) is Tensor and lengths.device.type == "cpu"
     return lengths.tolist() if on_cpu else lengths
 
 
 def saved_by(node: Any) -> list[Tensor]:
     """The tensors that a node has saved; those that hooks hold in another form are left out."""
-    names = [name for name in dir(node) if name.startswith("_raw_saved_")]
-    held = [saved.data for name in names for saved in _listed(getattr(node, name))]
-    return [tensor for tensor in held if isinstance(tensor, Tensor)]
+    return [saved.data for saved in _raw_saved(node) if isinstance(saved.data, Tensor)]
 
 
 def _is_made_again(node: Any) -> bool:
     """Whether hooks hold what the node has saved, as a checkpoint's do: Python code runs then."""
-    names = [name for name in dir(node) if name.startswith("_raw_saved_")]
-    return any(
-        saved.unpack_hook is not None for name in names for saved in _listed(getattr(node, name))
-    )
+    return any(saved.unpack_hook is not None for saved in _raw_saved(node))
 
 
-def _listed(saved: Any) -> Sequence[Any]:
-    return saved if isinstance(saved, (list, tuple)) else [saved]
+def _raw_saved(node: Any) -> Iterator[Any]:
+    """What a node holds of its saved tensors; nothing is unpacked."""
+    for name in dir(node):
+        if name.startswith("_raw_saved_"):
+            saved = getattr(node, name)
+            yield from saved if isinstance(saved, (list, tuple)) else [saved]
 
 
 def _nodes_of(outputs: Sequence[Tensor]) -> list[Any]:
