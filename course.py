@@ -42,7 +42,7 @@ WINDOWS = os.name == "nt"
 SETTINGS = {
     # A kernel that was just restarted already says which cell to run first.
     "etc/ipython/ipython_kernel_config.json": {
-        "InteractiveShellApp": {"extensions": ["course_lib.order"]}
+        "InteractiveShellApp": {"extensions": ["course_lib.notebook.missing_names"]}
     },
 }
 
@@ -513,7 +513,7 @@ def lab_command(python, root, lesson, browser=True, options=()):
         "--ServerApp.root_dir=" + str(root),
         "--LabApp.default_url=/lab/tree/" + lesson.relative_to(root).as_posix(),
         # What a lesson shows that is opened without a kernel.
-        "--LabServerApp.extra_labextensions_path=" + str(ROOT / "course_lib" / "page"),
+        "--LabServerApp.extra_labextensions_path=" + str(ROOT / "course_lib" / "notebook" / "page"),
         # Lines of prose are not as wide as the window: assets/page/custom.css.
         "--LabApp.custom_css=True",
         "--ServerApp.tornado_settings=static_custom_path=" + str(ROOT / "assets" / "page"),
@@ -620,7 +620,7 @@ def refresh(arguments, root=ROOT):
     """Run notebooks from top to bottom and store their outputs."""
     chosen = [find_lesson(name, root) for name in arguments] or lessons(root)
     prepare(root, (LEARNER, TESTS))
-    script = [str(python_of(root)), str(root / "tests" / "refresh.py")]
+    script = [str(python_of(root)), str(root / "tools" / "refresh.py")]
     return run(script + [str(path) for path in chosen], strict_environment(root), root)
 
 
@@ -636,7 +636,7 @@ def export(arguments, root=ROOT):
         )
     folder = os.path.abspath(folder) if folder else str(root / "edition" / language)
     prepare(root, (LEARNER, TESTS))
-    command = [str(python_of(root)), "-m", "course_lib.edition", language, folder]
+    command = [str(python_of(root)), "-m", "course_lib.site.pages", language, folder]
     code = run(command, strict_environment(root), root)
     if not code:
         start = os.path.join(folder, "index.html")
@@ -647,13 +647,14 @@ def export(arguments, root=ROOT):
 def benchmark(arguments, root=ROOT):
     """Measure what the course claims of itself, all or the parts named, and store the tables."""
     prepare(root, (LEARNER, TESTS))
-    script = [str(python_of(root)), str(root / "tests" / "benchmarks" / "run.py")]
+    script = [str(python_of(root)), str(root / "tools" / "benchmarks" / "run.py")]
     return run(script + arguments, strict_environment(root), root)
 
 
 def dev(arguments, root=ROOT):
-    """Run one of the tools in tests/dev."""
-    tools = {path.stem: path for path in sorted((root / "tests" / "dev").glob("*.py"))}
+    """Run one of the tools in tools/."""
+    tools = {path.stem: path for path in sorted((root / "tools").glob("*.py"))}
+    tools.pop("refresh", None)  # a command of its own
     if not arguments or arguments[0] not in tools:
         name, names = " ".join(arguments[:1]), ", ".join(tools)
         raise Stop(

@@ -8,7 +8,6 @@ checkpointed model it shows what is really kept.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -26,9 +25,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .language import Table
-from .reach import behind, names_of_modules, nodes_behind, tensors
-from .recorder import NOWHERE, Place, Role, learners_line, never_compiled, parts
-from .unwatched import as_list
+from .memory.operators import parts, watched
+from .memory.reach import behind, names_of_modules, nodes_behind, tensors
+from .memory.roles import of_saved
+from .memory.source_lines import NOWHERE, Place, learners_line
+from .memory.surroundings import never_compiled
+from .memory.trace import Role
+from .memory.unwatched import as_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,29 @@ class SavedTensors:
     def table(self) -> Table:
         """The list as a table, parameters and buffers left out."""
         return Table(
-            [("字节", "bytes"), ("形状", "shape"), ("类型", "dtype"), ("用途", "role"),
-             ("模块", "module"), ("算子", "operator"), ("代码行", "line")],
             [
-                (f"{saved.size:,}", list(saved.shape), str(saved.dtype).removeprefix("torch."),
-                 saved.role.names, saved.module or "—", saved.operator, saved.line or "—")
-                for saved in self if saved.role not in _THE_MODELS
+                ("字节", "bytes"),
+                ("形状", "shape"),
+                ("类型", "dtype"),
+                ("用途", "role"),
+                ("模块", "module"),
+                ("算子", "operator"),
+                ("代码行", "line"),
             ],
-        )  # fmt: skip
+            [
+                (
+                    f"{saved.size:,}",
+                    list(saved.shape),
+                    str(saved.dtype).removeprefix("torch."),
+                    saved.role.names,
+                    saved.module or "—",
+                    saved.operator,
+                    saved.line or "—",
+                )
+                for saved in self
+                if saved.role not in _THE_MODELS
+            ],
+        )
 
     def summary(self) -> tuple[str, str]:
         """In a few words (zh, en): input, output or another value, each with its shape."""
@@ -213,7 +231,7 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):  # its branches are functions: look into them
-            return func(*(self._watched(a) for a in args), **kwargs)
+            return func(*(watched(value, self._again) for value in args), **kwargs)
         node = torch.autograd._get_sequence_nr() - 1
         if torch.is_grad_enabled():
             self._operators.setdefault(node, str(func._overloadpacket))
@@ -224,17 +242,6 @@ class _Watch(TorchDispatchMode):
             if isinstance(argument, nn.Parameter):
                 self.roles.update(dict.fromkeys(_storages(argument), Role.PARAMETER))
         return func(*args, **kwargs)
-
-    def _watched(self, argument: Any) -> Any:
-        if not callable(argument) or isinstance(argument, Tensor):
-            return argument
-
-        @functools.wraps(argument)
-        def branch(*args: Any, **kwargs: Any) -> Any:
-            with self._again():
-                return argument(*args, **kwargs)
-
-        return branch
 
     @contextlib.contextmanager
     def _again(self) -> Iterator[None]:
@@ -275,7 +282,7 @@ class _Watch(TorchDispatchMode):
         seen: set[int] = set()
         found = []
         for tensor, operator, place in (*self._saved(), *self._stored_by_hand(results)):
-            role = Role.CHECKPOINT if operator == "checkpoint" else Role.ACTIVATION
+            role = of_saved(operator)
             for part in parts(tensor):
                 storage = _storage(part)
                 if storage in seen or (isinstance(part, FakeTensor) and not simulated):
@@ -283,11 +290,16 @@ class _Watch(TorchDispatchMode):
                 seen.add(storage)
                 found.append(
                     SavedTensor(
-                        part.untyped_storage().nbytes(), _shape(part), part.dtype,
-                        self.roles.get(storage, role), operator, place.module,
-                        place.describe(), storage in outputs,
+                        part.untyped_storage().nbytes(),
+                        _shape(part),
+                        part.dtype,
+                        self.roles.get(storage, role),
+                        operator,
+                        place.module,
+                        place.describe(),
+                        storage in outputs,
                     )
-                )  # fmt: skip
+                )
         return tuple(found)
 
     def _saved(self) -> Iterator[tuple[Tensor, str, Place]]:

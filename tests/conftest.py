@@ -54,12 +54,17 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.line(line)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_process_group_is_left():
-    """Trainers that shard a model join one and stay; the next module wants its own."""
+@pytest.fixture(autouse=True)
+def nothing_of_a_trainer_is_left():
+    """Trainers that shard a model join a process group, and stay; what they tell other libraries
+    through the environment (`LOCAL_RANK`) would have the next test believe that it has peers."""
+    before = dict(os.environ)
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    for name in set(os.environ) - set(before) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +75,7 @@ def report(pytestconfig):
 
 import torch  # noqa: E402
 
-from course_lib import answers  # noqa: E402
+from course_lib.notebook import answers  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

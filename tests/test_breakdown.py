@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from course_lib.breakdown import (
+from course_lib.figures.words import PHASE_NAMES, size_text
+from course_lib.lessons.activation_memory.step_sizes import (
     BATCHES,
     Family,
     block_formula,
@@ -17,11 +18,10 @@ from course_lib.breakdown import (
     simulate,
     sizes_explorer,
 )
-from course_lib.counts import counts_explorer, measure_counts
-from course_lib.figures import PHASE_NAMES, size_text
+from course_lib.lessons.start_here.checkpoint_counts import counts_explorer, measure_counts
 from course_lib.memory import Role
 from course_lib.models import Sizes, Transformer, even_segments, random_tokens
-from course_lib.pictures import peak_in_words, roles_table, show_bars, show_timeline
+from course_lib.notebook.pictures import peak_in_words, roles_table, show_bars, show_timeline
 
 SMALL = Sizes(depth=3, width=32, heads=2, sequence=16, batch=2)
 

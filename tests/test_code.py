@@ -1,7 +1,8 @@
 """The code itself: style, types, and which module may import which."""
 
 import ast
-import itertools
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -12,14 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-MODULES = sorted(path.stem for path in (ROOT / "course_lib").glob("[a-z]*.py"))
-# Imported inside a function, from further down the list: (importer, imported): why.
-LATER = {
-    ("memory", "figures"): "trace.plot() draws with a module that draws traces",
-    ("plans", "planners"): "the planners are offered beside what they plan with",
-    ("language", "switch"): "only who shows the switch loads widgets",
-    ("lightning_ddp", "lightning"): "its processes train; the one that starts them does not",
-}
+FILES = sorted((ROOT / "course_lib").rglob("*.py"))
+MODULES = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for file in FILES
+]
 
 
 @pytest.mark.parametrize(
@@ -32,55 +30,43 @@ def test_the_tools_have_nothing_to_say(tool):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def layers() -> list[list[str]]:
-    """The modules of course_lib, line by line, as CONTRIBUTING.md lists them."""
-    listed = re.search(r"^```text\n(.+?)^```$", CONTRIBUTING, re.M | re.S)
-    return [line.split() for line in listed[1].splitlines()]
+def test_imports_run_one_way():
+    """The layers stand in pyproject.toml, with the one exception and its reason."""
+    lint = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    run = subprocess.run(lint, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
-def imports(module: str) -> tuple[set[str], set[str]]:
-    """Modules of course_lib that ``module`` imports while loading, and later, in a function.
-
-    What is imported for type checkers only is in neither.
-    """
-    tree = ast.parse((ROOT / "course_lib" / f"{module}.py").read_text(encoding="utf-8"))
-    at_once, later = set(), set()
-
-    def visit(node: ast.AST, found: set[str]) -> None:
-        if isinstance(node, ast.If):
-            test = ast.unparse(node.test)
-            if test == "TYPE_CHECKING" or test.startswith("__name__"):
-                return
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            found = later
-        if isinstance(node, ast.ImportFrom):
-            name = "." * node.level + (node.module or "")
-            if name in (".", "course_lib"):
-                found |= {alias.name for alias in node.names}
-            elif own := re.match(r"(?:\.|course_lib\.)(\w+)", name):
-                found.add(own[1])
-        if isinstance(node, ast.Import):
-            found |= {name[1] for alias in node.names
-                      if (name := re.match(r"course_lib\.(\w+)", alias.name))}  # fmt: skip
-        for child in ast.iter_child_nodes(node):
-            visit(child, found)
-
-    visit(tree, at_once)
-    return at_once, later
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_a_module_says_what_it_is_and_takes_no_others_private_names(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    own = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+           and (node.level or (node.module or "").startswith("course_lib"))]  # fmt: skip
+    assert not [alias.name for node in own for alias in node.names if alias.name.startswith("_")]
 
 
-def test_a_module_imports_only_from_modules_above_it():
-    assert sorted(itertools.chain(*layers())) == MODULES, "CONTRIBUTING.md lists all modules"
-    above: set[str] = set()
-    at_once, later = set(), set()
-    for line in layers():
-        for module in line:
-            now, in_functions = imports(module)
-            at_once |= {(module, other) for other in now - above}
-            later |= {(module, other) for other in in_functions - now - above}
-        above |= set(line)
-    assert not at_once
-    assert later == set(LATER)
+PACKAGES = [
+    ".".join(file.parent.relative_to(ROOT).parts)
+    for file in FILES
+    if file.name == "__init__.py" and "__all__" in file.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_what_they_are_said_to_be(package):
+    """Each package lists its names twice, for type checkers and for the loading: the same ones."""
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    listed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+              and node.level for alias in node.names}  # fmt: skip
+    assert listed - {"loading", "explain_here"} == set(module.__all__)
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert value.__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        module.__getattr__("nothing")
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -96,10 +82,12 @@ def test_importing_the_package_is_cheap():
 
 
 def test_only_the_modules_on_lightning_import_it():
-    plain = [f"course_lib.{module}" for module in MODULES if "lightning" not in module]
+    theirs = ("course_lib.lightning.", "course_lib.lessons.lightning_flag.checkers")
+    plain = [module for module in MODULES if not module.startswith(theirs)]
     loaded = loaded_by(*plain)
     assert set(plain) <= loaded
     assert not loaded & {"lightning", "jsonargparse", "torch._dynamo", "torch._inductor"}
+    assert not loaded & {"transformers", "peft"}, "lesson 07 imports them when they are needed"
 
 
 # CONTRIBUTING.md
@@ -110,10 +98,12 @@ ZH, EN = re.findall(r"^## (?:中文|English)$\n(.*?)(?=^## )", CONTRIBUTING, re.
 def test_what_contributing_names_is_there():
     for words in (ZH, EN):
         tools = re.findall(r"^\| `python course\.py dev (\w+)`", words, re.M)
-        assert sorted(tools) == sorted(path.stem for path in (ROOT / "tests" / "dev").glob("*.py"))
+        assert sorted(tools) == sorted(
+            {path.stem for path in (ROOT / "tools").glob("*.py")} - {"refresh"}
+        )
     commands = set(re.findall(r"course\.py (\w+)", CONTRIBUTING))
     assert commands == {"test", "refresh", "export", "benchmark", "dev"}
-    paths = r"`((?:tests|course_lib|notebooks|\.github)/[\w./]*|\w+\.(?:py|toml))`"
+    paths = r"`((?:tests|tools|course_lib|notebooks|\.github)/[\w./]*|\w+\.(?:py|toml))`"
     named = {name for name in re.findall(paths, CONTRIBUTING) if "NN_name" not in name}
     assert len(named) > 8
     for name in named:

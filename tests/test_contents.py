@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from course_lib import contents, language, machine
-from course_lib.contents import CLAIMS, GLOSSARY, LESSONS, NOTEBOOKS, claims, lessons, verdicts
+from course_lib import language
+from course_lib.site import contents, machine
+from course_lib.site.contents import CLAIMS, GLOSSARY, LESSONS, NOTEBOOKS, claims, lessons, verdicts
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def own_memory(monkeypatch, tmp_path):
     """Ticks go to a folder of this test's own, as a learner's would."""
     monkeypatch.delenv("COURSE_LANG", raising=False)
     monkeypatch.setattr(contents, "memory_folder", lambda: tmp_path / "memory")
-    monkeypatch.setattr(language, "_chosen", "en")
+    monkeypatch.setattr(language.choice, "_chosen", "en")
 
 
 def test_every_notebook_is_on_the_map_and_links_to_its_file():

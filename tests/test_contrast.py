@@ -1,14 +1,14 @@
 """The course's colours can be told from each other as text and background, light theme or dark."""
 
 import pytest
-from contrast import ENOUGH, contrast, faint_styles, faint_words
 
-from course_lib import figures, museum
-from course_lib.exhibits import EXHIBITS
-from course_lib.explorers import _broken
-from course_lib.figures import COLOURS, FAINT, INK
-from course_lib.player import SIZE, Still, draw, film
-from course_lib.recorder import Role
+from course_lib.figures import palette, picture
+from course_lib.figures.palette import COLOURS, FAINT, INK
+from course_lib.lessons.torch_checkpoint import museum
+from course_lib.lessons.torch_checkpoint.collection import EXHIBITS
+from course_lib.memory import Role
+from course_lib.notebook.player import SIZE, Still, draw, film
+from support.contrast import ENOUGH, contrast, faint_styles, faint_words
 
 
 def test_the_formula_is_that_of_wcag():
@@ -20,7 +20,7 @@ def test_the_formula_is_that_of_wcag():
 def test_ink_on_paper():
     for ink in (INK, FAINT):
         assert contrast(ink, "white") >= ENOUGH
-    for tint in figures._PHASE_TINTS.values():
+    for tint in palette.PHASE_TINTS.values():
         assert contrast(INK, tint) >= ENOUGH
 
 
@@ -32,13 +32,13 @@ def test_the_puzzle_buttons_of_lesson_05(role):
 def test_every_moment_of_the_player():
     shown = film(segments=3)
     for moment in shown.moments:
-        picture = figures.Picture(SIZE)
-        with figures.style():
-            draw(picture, Still(shown, moment, shown.trace.peak))
-        assert not faint_words(picture)
+        shown_on = picture.Picture(SIZE)
+        with picture.style():
+            draw(shown_on, Still(shown, moment, shown.trace.peak))
+        assert not faint_words(shown_on)
 
 
 def test_html_sets_both_colours_or_none():
-    pages = [_broken(ValueError("x")), *(museum.label(exhibit) for exhibit in EXHIBITS),
+    pages = [*(museum.label(exhibit) for exhibit in EXHIBITS),
              *(museum.code_html(exhibit.cure, exhibit.code) for exhibit in EXHIBITS)]  # fmt: skip
     assert not [style for page in pages for style in faint_styles(page)]

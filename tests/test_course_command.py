@@ -1,4 +1,4 @@
-"""`course.py` and `tests/refresh.py`, run for real: environments, pip, Jupyter, kernels."""
+"""`course.py` and `tools/refresh.py`, run for real: environments, pip, Jupyter, kernels."""
 
 import ast
 import collections
@@ -24,7 +24,7 @@ import pytest
 import course
 
 ROOT = Path(course.__file__).parent
-REFRESH = ROOT / "tests" / "refresh.py"
+REFRESH = ROOT / "tools" / "refresh.py"
 POSIX = os.name == "posix"
 
 
@@ -79,7 +79,7 @@ def test_requirements_are_pinned_and_agree_with_pyproject():
     assert "-e ." in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["lightning"]
+    wanted = sum(project["optional-dependencies"].values(), project["dependencies"])
     assert set(wanted) <= set(lines("requirements.txt"))
 
 
@@ -431,7 +431,7 @@ def test_an_unknown_lesson_or_option_ends_at_once(small_course):
 
 
 def test_a_tool_gets_its_arguments_and_its_exit_code_counts(small_course):
-    tools = small_course / "tests" / "dev"
+    tools = small_course / "tools"
     tools.mkdir(parents=True)
     for name in ("requirements-test.txt", "requirements-dev.txt"):
         (small_course / name).write_text("", encoding="utf-8")

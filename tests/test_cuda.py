@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from steps import STEPS, Blocks
 from torch import Tensor
 
-from course_lib import allocator_cuda, language, memory
-from course_lib.allocator import CPUAllocator, Happening
-from course_lib.allocator_cuda import CUDAAllocator, read_history, the_gpu_of
-from course_lib.memory import MemoryTrace, measure
+from course_lib import language
+from course_lib.memory import Event, MemoryTrace, cuda, measure, measurement, which_source
+from course_lib.memory.cuda import CUDAAllocator, read_history, the_gpu_of
+from course_lib.memory.sources import AllocatorEvent, CPUAllocator
+from support.steps import STEPS, Blocks
 
 # --- the CPU's memory, told as CUDA would --------------------------------------------------------
 
@@ -48,7 +48,7 @@ class History:
         ):
             monkeypatch.setattr(torch.cuda.memory, name, function)
         monkeypatch.setattr(torch._C, "_cuda_isHistoryEnabled", self.recording, raising=False)
-        monkeypatch.setattr(allocator_cuda, "_take_workspace", lambda device: None)
+        monkeypatch.setattr(cuda, "_take_workspace", lambda device: None)
 
     def recording(self) -> bool:
         return self._on
@@ -129,8 +129,8 @@ def history(monkeypatch: pytest.MonkeyPatch) -> Iterator[History]:
         def watch(self, tensor: Tensor, freed: Callable[[], None]) -> None:
             history.watch(tensor)
 
-    monkeypatch.setattr(memory, "the_gpu_of", lambda devices: torch.device("cpu"))
-    monkeypatch.setattr(memory, "CUDAAllocator", Allocator)
+    monkeypatch.setattr(which_source, "the_gpu_of", lambda devices: torch.device("cpu"))
+    monkeypatch.setattr(which_source, "CUDAAllocator", Allocator)
     yield history
     assert not history.recording()
     assert history.label == "the user's own"
@@ -169,11 +169,11 @@ def test_a_step_told_by_cuda_is_the_same_step(name: str, request: pytest.Fixture
         assert theirs.peak - sum(theirs.before.values()) == requested_peak(history.entries)
 
 
-def without_time(event: memory.Event) -> tuple:
+def without_time(event: Event) -> tuple:
     return tuple(getattr(event, what) for what in event.__slots__ if what != "time")
 
 
-def made_or_freed(event: memory.Event) -> tuple:
+def made_or_freed(event: Event) -> tuple:
     return event.size, event.role, str(event.operator), str(event.module)
 
 
@@ -196,8 +196,8 @@ def read(*entries: dict, marks: int = 0) -> list[tuple[str, int, int]]:
 def test_sizes_and_times() -> None:
     first, second = entry("alloc", 512, 100, time=30), entry("free_completed", 512, 100, time=55)
     assert read_history([first, second], "7:", 0) == [
-        Happening("allocate", 512, 100, 0.0),
-        Happening("free", 512, 100, 25e-6),
+        AllocatorEvent("allocate", 512, 100, 0.0),
+        AllocatorEvent("free", 512, 100, 25e-6),
     ]
 
 
@@ -338,9 +338,9 @@ def test_a_history_that_overflows(
     model, x = Blocks(), torch.randn(32, 64)
     step = lambda: model(x).sum().backward()  # noqa: E731
     measure(step, model, inputs=x)
-    monkeypatch.setattr(allocator_cuda, "MOST_ENTRIES", len(history.entries))
+    monkeypatch.setattr(cuda, "MOST_ENTRIES", len(history.entries))
     refused(RuntimeError, lambda: measure(step, model, inputs=x), f"{len(history.entries):,}")
-    monkeypatch.setattr(allocator_cuda, "MOST_ENTRIES", len(history.entries) + 1)
+    monkeypatch.setattr(cuda, "MOST_ENTRIES", len(history.entries) + 1)
     measure(step, model, inputs=x)
 
 
@@ -388,7 +388,7 @@ def test_a_step_that_uses_a_gpu_beside_the_cpu(
     monkeypatch: pytest.MonkeyPatch, spoken: str
 ) -> None:
     asked = iter((100, 612))
-    monkeypatch.setattr(memory, "requested_so_far", lambda: next(asked))
+    monkeypatch.setattr(measurement, "requested_so_far", lambda: next(asked))
     refused(RuntimeError, lambda: measure(int), "model", "inputs")
 
 

@@ -1,4 +1,4 @@
-"""The tools of tests/dev, and the workflows."""
+"""The tools of tools/, and the workflows."""
 
 import ast
 import re
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dev import address, mutate, pins
 
-from course_lib.contents import REPOSITORY
+from course_lib.site.contents import REPOSITORY, edition_of
+from tools import address, mutate, pins
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -48,14 +48,15 @@ def test_every_file_that_pins_something_is_moved_together():
 def test_a_new_address_stands_in_every_file(tmp_path):
     for file in address.files(ROOT):
         copy = tmp_path / file.relative_to(ROOT)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
     address.main(["me/my.course"], tmp_path)
     for file in address.files(ROOT):
         before, after = (path.read_text(encoding="utf-8") for path in (
             file, tmp_path / file.relative_to(ROOT)))  # fmt: skip
         assert before.count(REPOSITORY) == after.count("me/my.course")
-        assert REPOSITORY not in after
+        assert before.count(edition_of()) == after.count(edition_of("me/my.course"))
+        assert REPOSITORY not in after and edition_of() not in after
     address.main([REPOSITORY], tmp_path)
     assert all((tmp_path / f.relative_to(ROOT)).read_bytes() == f.read_bytes()
                for f in address.files(ROOT))  # fmt: skip
@@ -134,10 +135,11 @@ def test_every_module_that_is_mutated_has_its_tests():
 def test_a_workflow_may_read_and_pins_what_it_uses(path):
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert workflow["permissions"] == {"contents": "read"}
-    for job in workflow["jobs"].values():
-        assert "permissions" not in job and job["timeout-minutes"] <= 90
+    for name, job in workflow["jobs"].items():
+        may = {"pages": "write", "id-token": "write"} if name == "publish" else None
+        assert job.get("permissions") == may and job["timeout-minutes"] <= 90
         assert {"uses", "run"} >= {key for step in job["steps"] for key in step} - {
-            "name", "if", "with", "shell",
+            "name", "if", "with", "shell", "id", "env",
         }  # fmt: skip
     used = re.findall(r"uses: *(.*)", path.read_text(encoding="utf-8"))
     assert used and all(
@@ -145,8 +147,27 @@ def test_a_workflow_may_read_and_pins_what_it_uses(path):
     )
 
 
+def workflow_called(name):
+    (path,) = (path for path in WORKFLOWS if path.stem == name)
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_what_is_published_has_been_tried_in_a_browser_before():
+    jobs = workflow_called("pages")["jobs"]
+    steps = jobs["build"]["steps"]
+    done = [step.get("run") or step["uses"].split("@")[0] for step in steps]
+    order = [done.index(one) for one in (
+        "python course.py export --lang both --to edition/both",
+        "python course.py test tests/browser/test_edition.py",
+        "actions/upload-pages-artifact",
+    )]  # fmt: skip
+    assert order == sorted(order)
+    assert steps[order[1]]["env"]["COURSE_EDITION"].endswith(steps[order[2]]["with"]["path"])
+    assert jobs["publish"]["needs"] == "build"
+
+
 def test_the_workflows_run_the_tests_everywhere_and_with_the_newest_torch():
-    test, weekly = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in WORKFLOWS)
+    test, weekly = (workflow_called(name) for name in ("test", "weekly"))
     job = test["jobs"]["test"]
     systems = {entry["os"].split("-")[0] for entry in job["strategy"]["matrix"]["include"]}
     assert systems == {"ubuntu", "macos", "windows"}

@@ -11,11 +11,12 @@ import subprocess
 import nbformat
 import pytest
 
-from course_lib import colab, edition
-from course_lib.contents import REPOSITORY
 from course_lib.language import Table
-from course_lib.switch import Switch
-from notebooks import FOLDER, ROOT, Lesson, kernel, lessons, named, python, tags
+from course_lib.notebook.switch import Switch
+from course_lib.site import colab
+from course_lib.site.contents import LESSONS, REPOSITORY
+from course_lib.site.setting import Place, set_page
+from support.notebooks import FOLDER, ROOT, Lesson, kernel, lessons, markdown, named, python, tags
 
 ADDRESS = f"https://github.com/{REPOSITORY}"
 FETCHING = re.compile(r"import sys\n\nif .*?\n\n", re.S)
@@ -47,16 +48,15 @@ def test_the_switch_hides_only_what_jupyter_draws_in_a_lesson_that_has_it():
 
 @pytest.mark.parametrize(
     ("chosen", "words"),
-    [("zh", ["包", "MiB", "甲", "1"]), ("en", ["package", "MiB", "A", "1"]),
-     ("both", ["包", "·", "package", "MiB", "甲", "·", "A", "1"])],
-)  # fmt: skip
-def test_web_pages_keep_languages_apart(chosen, words, tmp_path):
+    [("zh", ["包", "MiB", "甲", "1"]), ("en", ["package", "MiB", "A", "1"])],
+)
+def test_web_pages_keep_languages_apart(chosen, words):
     cell = python("table")
     table = Table([("包", "package"), ("MiB", "MiB")], [[("甲", "A"), 1]])
     cell.outputs = [nbformat.v4.new_output("display_data", table._repr_mimebundle_())]
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    edition.write(tmp_path, "page", ("题", "title"), notebook, chosen)
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    notebook = nbformat.v4.new_notebook(cells=[markdown("# 题 · Title"), cell])
+    others = [language for language in ("zh", "en") if language != chosen]
+    page, _, _ = set_page(notebook, {}, Place(LESSONS[0], chosen, others, None, None))
     assert re.sub("<[^>]*>", " ", re.search("<table.*</table>", page, re.S)[0]).split() == words
 
 

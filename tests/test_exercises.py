@@ -12,23 +12,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from verdicts import heard, speak
 
-from course_lib import answers, exercises, language
-from course_lib.exercises import (
-    check_cheapest,
-    check_kept_bytes,
-    check_segments,
-    check_thrifty,
-    compare,
-    predict,
-    scoreboard,
-)
+from course_lib import language
+from course_lib.lessons.activation_memory import checkers as exercises
+from course_lib.lessons.activation_memory.checkers import check_kept_bytes, check_thrifty
+from course_lib.lessons.start_here.checkers import check_cheapest, check_segments
+from course_lib.notebook import answers, predictions
+from course_lib.notebook.predictions import compare, guess, scoreboard
+from support.verdicts import heard, speak
 
 
 @pytest.fixture(autouse=True)
 def no_predictions(monkeypatch):
-    monkeypatch.setattr(exercises, "_predictions", {})
+    monkeypatch.setattr(predictions, "_predictions", {})
 
 
 @pytest.fixture(params=["zh", "en"])
@@ -419,16 +415,16 @@ def test_a_checker_leaves_nothing_in_the_blocks_gradients():
 
 
 def test_a_prediction_is_kept_when_its_cell_runs_again():
-    first = predict("peak", zh="峰值是", en="The peak is")
+    first = guess("peak", zh="峰值是", en="The peak is")
     first.field.value = "12.5"
-    again = predict("peak", zh="峰值是", en="The peak is")
+    again = guess("peak", zh="峰值是", en="The peak is")
     assert again.value == 12.5
     again.field.value = "1024"
     assert again.value == 1024
 
 
 def test_a_prediction_that_is_no_number_is_pointed_out_and_not_kept():
-    prediction = predict("peak", zh="峰值是", en="The peak is")
+    prediction = guess("peak", zh="峰值是", en="The peak is")
     for typed in ("many", "nan", "inf", "9" * 400, "--3"):
         prediction.field.value = typed
         assert prediction.value is None, typed
@@ -436,7 +432,7 @@ def test_a_prediction_that_is_no_number_is_pointed_out_and_not_kept():
 
 
 def test_a_comparison_follows_what_is_typed_later():
-    prediction = predict("peak", zh="峰值是", en="The peak is")
+    prediction = guess("peak", zh="峰值是", en="The peak is")
     table = compare("peak", 3 * 2**20, [(("公式", "formula"), 2 * 2**20)])
     assert "not filled in" in str(table._table())
     prediction.field.value = "4.5"
@@ -445,8 +441,8 @@ def test_a_comparison_follows_what_is_typed_later():
 
 
 def test_the_scoreboard_lists_each_prediction_with_what_was_measured():
-    predict("a", zh="甲", en="A").field.value = "1"
-    predict("b", zh="乙", en="B", unit="")
+    guess("a", zh="甲", en="A").field.value = "1"
+    guess("b", zh="乙", en="B", unit="")
     compare("a", 2**20)
     board = str(scoreboard())
     assert "exact" in board
@@ -454,10 +450,10 @@ def test_the_scoreboard_lists_each_prediction_with_what_was_measured():
 
 
 def test_tables_follow_a_prediction_whose_cell_is_run_again():
-    predict("peak", zh="峰值是", en="The peak is").field.value = "1.5"
+    guess("peak", zh="峰值是", en="The peak is").field.value = "1.5"
     table, board = compare("peak", 3 * 2**20), scoreboard()
     assert "-50.0%" in table.value and "-50.0%" in board.value
-    again = predict("peak", zh="峰值是", en="The peak is")
+    again = guess("peak", zh="峰值是", en="The peak is")
     again.field.value = "4.5"
     for shown in (table, board):
         assert "+50.0%" in shown.value and "-50.0%" not in shown.value + str(shown)
@@ -472,14 +468,14 @@ def own_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(answers, "memory_folder", lambda: tmp_path)
     monkeypatch.setattr(answers, "lesson_name", lambda: "00_lesson")
     monkeypatch.setattr(answers, "_lesson", None)
-    monkeypatch.setattr(language, "_chosen", "en")
+    monkeypatch.setattr(language.choice, "_chosen", "en")
     return tmp_path / "answers" / "00_lesson.json"
 
 
 @pytest.fixture
 def restart(monkeypatch):
     def restart():
-        monkeypatch.setattr(exercises, "_predictions", {})
+        monkeypatch.setattr(predictions, "_predictions", {})
         monkeypatch.setattr(answers, "_here", {})
         monkeypatch.setattr(answers, "_lesson", None)
 
@@ -487,8 +483,8 @@ def restart(monkeypatch):
 
 
 def test_predictions_and_what_was_measured_survive_a_restart(own_memory, restart):
-    predict("a", zh="甲", en="A").field.value = "1.5"
-    predict("b", zh="乙", en="B", unit="")
+    guess("a", zh="甲", en="A").field.value = "1.5"
+    guess("b", zh="乙", en="B", unit="")
     compare("a", 3 * 2**20)
     before = str(scoreboard())
     assert "-50.0%" in before
@@ -498,17 +494,17 @@ def test_predictions_and_what_was_measured_survive_a_restart(own_memory, restart
     with pytest.raises(KeyError, match="has not been asked for"):
         compare("c", 3)
     restart()
-    assert predict("a", zh="甲", en="A").value == 1.5
-    assert predict("b", zh="乙", en="B", unit="").value is None
+    assert guess("a", zh="甲", en="A").value == 1.5
+    assert guess("b", zh="乙", en="B", unit="").value is None
     assert str(scoreboard()) == before
-    assert predict("a", zh="甲", en="A", unit="GiB").value is None  # another question by now
+    assert guess("a", zh="甲", en="A", unit="GiB").value is None  # another question by now
 
 
 def test_each_lesson_has_its_own(own_memory, restart, monkeypatch):
-    predict("a", zh="甲", en="A").field.value = "1.5"
+    guess("a", zh="甲", en="A").field.value = "1.5"
     restart()
     monkeypatch.setattr(answers, "lesson_name", lambda: "01_other")
-    assert predict("a", zh="甲", en="A").value is None
+    assert guess("a", zh="甲", en="A").value is None
     assert own_memory.exists() and own_memory.with_name("01_other.json").exists()
 
 
@@ -520,29 +516,29 @@ def test_a_file_that_holds_nonsense_is_passed_over(own_memory, nonsense):
     own_memory.parent.mkdir()
     own_memory.write_text(nonsense)
     assert str(scoreboard()).count("\n") == 0
-    assert predict("a", zh="甲", en="A").value is None
+    assert guess("a", zh="甲", en="A").value is None
 
 
 def test_a_home_that_cannot_be_written_keeps_answers_as_long_as_the_kernel(own_memory):
     own_memory.parent.write_text("a file where the folder should be")
-    predict("a", zh="甲", en="A").field.value = "1.5"
-    assert predict("a", zh="甲", en="A").value == 1.5
+    guess("a", zh="甲", en="A").field.value = "1.5"
+    assert guess("a", zh="甲", en="A").value == 1.5
 
 
 def test_a_run_of_the_tests_neither_reads_nor_writes_a_learners_answers(
     own_memory, restart, monkeypatch
 ):
-    predict("a", zh="甲", en="A").field.value = "1.5"
+    guess("a", zh="甲", en="A").field.value = "1.5"
     kept = own_memory.read_text()
     restart()
     monkeypatch.setenv("COURSE_LANG", "en")
-    assert predict("a", zh="甲", en="A").value is None
-    predict("a", zh="甲", en="A").field.value = "2.5"
+    assert guess("a", zh="甲", en="A").value is None
+    guess("a", zh="甲", en="A").field.value = "2.5"
     assert own_memory.read_text() == kept
 
 
 def test_bad_calls_are_refused():
     with pytest.raises(ValueError, match="unit must be one of"):
-        predict("peak", zh="", en="", unit="Mo")
+        guess("peak", zh="", en="", unit="Mo")
     with pytest.raises(KeyError, match="run the cell with its field first"):
         compare("unknown", 3)

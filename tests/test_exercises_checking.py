@@ -9,10 +9,10 @@ import numpy
 import pytest
 import torch
 from torch import nn
-from verdicts import heard, speak
 
-from course_lib import exercises_checking as checking
-from course_lib.exercises_checking import (
+from course_lib.language import text
+from course_lib.notebook import checking as checking
+from course_lib.notebook.checking import (
     Answer,
     Unfinished,
     Verdict,
@@ -23,8 +23,8 @@ from course_lib.exercises_checking import (
     number,
     words_of,
 )
-from course_lib.language import text
-from notebooks import kernel, python
+from support.notebooks import kernel, python
+from support.verdicts import heard, speak
 
 
 @judged
@@ -241,8 +241,8 @@ def test_a_slow_answer_is_said_to_be_waited_for_and_then_no_longer(monkeypatch):
 
 
 ENDLESS = """\
-from course_lib import exercises_checking
-exercises_checking.PATIENCE = 0.5
+from course_lib.notebook import checking
+checking.PATIENCE = 0.5
 
 
 def segments(n, k):
@@ -266,7 +266,7 @@ def test_an_endless_loop_is_named_can_be_stopped_and_the_next_check_works(chosen
     with kernel(chosen, tmp_path) as live:
         live.run_code(
             f"from pathlib import Path\nstarted = Path({str(started)!r})\n"
-            "from course_lib.exercises import check_segments"
+            "from course_lib.lessons.start_here.checkers import check_segments"
         )
         original = live._client.process_message
 

@@ -8,26 +8,32 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
-from verdicts import heard, speak
 
-from course_lib import exercises_checkpoint as exercises
 from course_lib import language
-from course_lib.exercises_checkpoint import check_blind_spots, check_budget, check_repairs
-from course_lib.sweeps import (
+from course_lib.lessons.torch_checkpoint import checkers as exercises
+from course_lib.lessons.torch_checkpoint.checkers import (
+    check_blind_spots,
+    check_budget,
+    check_repairs,
+)
+from course_lib.lessons.torch_checkpoint.savings import (
     KINDS,
-    linear_gelu_linear,
     measure_kinds,
-    measure_segments,
     savings_table,
-    segments_explorer,
     slowdown_table,
     time_kinds,
 )
+from course_lib.lessons.torch_checkpoint.segments import (
+    linear_gelu_linear,
+    measure_segments,
+    segments_explorer,
+)
+from support.verdicts import heard, speak
 
 
 @pytest.fixture(autouse=True)
 def english(monkeypatch):
-    monkeypatch.setattr(language, "_chosen", "en")
+    monkeypatch.setattr(language.choice, "_chosen", "en")
 
 
 @pytest.fixture(params=["zh", "en"])
@@ -453,7 +459,7 @@ def test_more_segments_can_need_more_memory(segments):
 
 @pytest.mark.parametrize("chosen", ["zh", "en", "both"])
 def test_every_position_of_the_slider_draws(segments, chosen, monkeypatch):
-    monkeypatch.setattr(language, "_chosen", chosen)
+    monkeypatch.setattr(language.choice, "_chosen", chosen)
     explorer = segments_explorer(segments)
     for position in explorer.positions():
         explorer.move(**position)

@@ -13,9 +13,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 from torch.utils.checkpoint import checkpoint
-from verdicts import heard, speak
 
-from course_lib.exercises_lightning import (
+from course_lib.lessons.lightning_flag.checkers import (
     Layer,
     Mute,
     Regressor,
@@ -24,6 +23,7 @@ from course_lib.exercises_lightning import (
     forward_calls,
 )
 from course_lib.wrapping import checkpoint_blocks
+from support.verdicts import heard, speak
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,11 +6,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from verdicts import HAN, speak
 
-from course_lib import exercises
-from course_lib.exercises import compare, predict, scoreboard
-from course_lib.exercises_numbers import UNITS, read_number, shown_number
+from course_lib.notebook import predictions
+from course_lib.notebook.predictions import compare, guess, scoreboard
+from course_lib.notebook.typed_numbers import UNITS, read_number, shown_number
+from support.verdicts import HAN, speak
 
 ONE_MEANING = [  # typed, unit, value
     ("58.6", "MiB", 58.6), ("58,6", "MiB", 58.6), ("27,42", "MiB", 27.42), ("0,5", "", 0.5),
@@ -201,13 +201,13 @@ def test_nor_does_anything_that_looks_like_a_number(typed):
 
 @pytest.fixture(autouse=True)
 def no_predictions(monkeypatch):
-    monkeypatch.setattr(exercises, "_predictions", {})
+    monkeypatch.setattr(predictions, "_predictions", {})
 
 
 @pytest.mark.parametrize("chosen", ["zh", "en", "both"])
 def test_a_field_answers_what_is_typed(chosen, monkeypatch):
     speak(monkeypatch, chosen)
-    prediction = predict("peak", zh="峰值是", en="The peak is", between=(0, 200))
+    prediction = guess("peak", zh="峰值是", en="The peak is", between=(0, 200))
     assert prediction._note.value == ""
     for typed, value, zh, en in (
         ("58,6", 58.6, "记下了：58.6 MiB", "Noted: 58.6 MiB"),
@@ -220,18 +220,18 @@ def test_a_field_answers_what_is_typed(chosen, monkeypatch):
         assert prediction.value == value
         assert zh in prediction._note.value and en in prediction._note.value
     prediction.field.value = "58.6"
-    again = predict("peak", zh="峰值是", en="The peak is")
+    again = guess("peak", zh="峰值是", en="The peak is")
     assert "Noted: 58.6 MiB" in again._note.value
 
 
 def test_the_words_of_the_question_may_stand_behind_the_number():
-    prediction = predict("sbh", zh="以 sbh 为单位", en="in units of sbh", unit="")
+    prediction = guess("sbh", zh="以 sbh 为单位", en="in units of sbh", unit="")
     prediction.field.value = "36 sbh"
     assert prediction.value == 36
 
 
 def test_a_measured_nothing_still_gives_a_difference():
-    prediction = predict("saved", zh="降低", en="falls by", unit="%")
+    prediction = guess("saved", zh="降低", en="falls by", unit="%")
     for typed, off in (("25", "+25"), ("-3,5", "-3.5"), ("0", "exact")):
         prediction.field.value = typed
         assert off in str(compare("saved", 0)._table()).splitlines()[1]
@@ -239,5 +239,5 @@ def test_a_measured_nothing_still_gives_a_difference():
 
 
 def test_a_difference_from_a_negative_number_has_its_own_sign():
-    predict("change", zh="变化", en="changes by", unit="%").field.value = "-40"
+    guess("change", zh="变化", en="changes by", unit="%").field.value = "-40"
     assert "+20.0%" in str(compare("change", -50)._table())

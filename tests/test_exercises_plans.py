@@ -6,11 +6,16 @@ import math
 import numpy
 import pytest
 import torch
-from verdicts import heard, speak
 
-from course_lib.exercises_plans import check_best_count, check_puzzle, puzzle, show_puzzle
-from course_lib.planners import best_plan, keep_all, nested_plan, smallest_peak
+from course_lib.lessons.placing_checkpoints.checkers import (
+    check_best_count,
+    check_puzzle,
+    puzzle,
+    show_puzzle,
+)
 from course_lib.plans import Plan, predict
+from course_lib.plans.planners import best_plan, keep_all, nested_plan, smallest_peak
+from support.verdicts import heard, speak
 
 
 @pytest.fixture(params=["zh", "en"])

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
-from verdicts import heard, speak
 
-from course_lib import exercises_recompute as exercises
 from course_lib import recompute
+from course_lib.lessons import manual_recomputation as exercises
+from course_lib.lessons.manual_recomputation.chains import chain_measured
 from course_lib.recompute import Repeatable, Rerun, rerun_alike
+from support.verdicts import heard, speak
 
 RIGHT, WRONG = {}, {}
 
@@ -1076,7 +1077,7 @@ def test_longer_segments_first_are_right_and_the_lesson_goes_on_with_its_own(cap
     chosen = exercises.yours_or_reference(longest_segments_first, chain_check, recompute.chain)
     assert chosen is recompute.chain
     assert "Yours is right too" in capsys.readouterr().out
-    peaks = {k: exercises._chain_measured(chosen, k).peak for k in range(1, 11)}
+    peaks = {k: chain_measured(chosen, k).peak for k in range(1, 11)}
     assert min(peaks, key=peaks.get) == 2  # as the lesson says
 
 

@@ -23,11 +23,12 @@ from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
 import course_lib  # noqa: F401  # before torch
-from course_lib import explorers, language
-from course_lib.explorers import Control, Explorer, progress, show
-from course_lib.figures import draw_bars
-from course_lib.recorder import Role
-from notebooks import kernel
+from course_lib import language
+from course_lib.figures.bars import draw_bars
+from course_lib.memory import Role
+from course_lib.notebook import explorers
+from course_lib.notebook.explorers import Control, Explorer, progress, show
+from support.notebooks import kernel
 
 COURSE = Path(__file__).parent.parent
 LAYERS = Control("layers", "层数", "layers", (1, 2, 4, 8), 4)
@@ -37,7 +38,7 @@ MODE = Control("mode", "方式", "mode", ("plain", "checkpoint"), "plain")
 @pytest.fixture(autouse=True)
 def english(monkeypatch):
     monkeypatch.setenv("COURSE_LANG", "en")
-    monkeypatch.setattr(language, "_chosen", "en")
+    monkeypatch.setattr(language.choice, "_chosen", "en")
     ipywidgets.Widget.close_all()
     gc.collect()
 
@@ -64,17 +65,14 @@ def picture(made: Explorer) -> bytes:
     return base64.b64decode(made._repr_mimebundle_()["image/png"])
 
 
-def test_tracks_begin_below_one_another_in_every_language() -> None:
-    long = Control("checkpoints", "检查点数量", "number of checkpoints", (1, 2), 1)
-    made = explorer(LAYERS, long, frame=lambda layers, checkpoints: frame(layers))
-    widths = {}
-    for chosen in ("en", "zh"):
-        language.choose(chosen)
-        widths[chosen] = {slider.style.description_width for slider in made._sliders.values()}
-    assert widths == {"en": {"13.1em"}, "zh": {"6.5em"}}
-
-
 # --- moving -------------------------------------------------------------------------------------
+
+
+def heard(made: Explorer) -> list[tuple[str, dict[str, Any]]]:
+    """The pictures that the page is sent from now on, by name."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    made.send = lambda content, buffers=None: told.extend(content["pictures"].items())
+    return told
 
 
 def test_every_position_has_its_picture_and_caption() -> None:
@@ -114,10 +112,13 @@ def test_moving_redraws_once_and_only_to_where_a_slider_can_be() -> None:
 
 def test_the_browser_moves_a_slider_by_its_index() -> None:
     made = explorer()
-    made._sliders["layers"].set_state({"index": 3})
-    assert made.values["layers"] == 8
+    told = heard(made)
+    made.set_state({"index": [3, 0]})
+    assert made.values == {"layers": 8, "mode": "plain"}
     assert made.caption.startswith("8 MiB")
-    assert "8 MiB" in made._shown.value
+    ((name, sent),) = told
+    assert name == "en 3,0" and sent["words"] == ["共 8 MiB <内存>", "8 MiB of <memory>"]
+    assert base64.b64decode(sent["src"].partition(",")[2]) == picture(made)
 
 
 def test_a_start_that_is_no_value_is_refused() -> None:
@@ -134,13 +135,14 @@ def test_errors_come_out_and_the_next_position_works_again() -> None:
     with pytest.raises(RuntimeError, match="no <room>"):
         explorer(Control("layers", "层数", "layers", (1, 8), 8), frame=failing)
     made = explorer(LAYERS, frame=failing)
+    told = heard(made)
     with pytest.raises(RuntimeError, match="no <room>"):
         made.move(layers=8)
-    assert "RuntimeError: no &lt;room&gt;" in made._shown.value
     made.move(layers=2)
-    assert "RuntimeError" not in made._shown.value
+    assert [name for name, _ in told] == ["en 3", "en 1"]
+    assert told[0][1] == {"problem": "RuntimeError: no <room>"} and "src" in told[1][1]
     with pytest.raises(RuntimeError):
-        made._sliders["layers"].index = 3
+        made.index = [3]
 
 
 def test_a_thousand_moves_do_not_grow_memory(capfd) -> None:
@@ -170,32 +172,57 @@ def test_everything_follows_the_language() -> None:
         return language.text(zh=f"{value} 层", en=f"{value} layers")
 
     made = explorer(Control("layers", "层数", "layers", (1, 2, 4, 8), 4, layers))
-    slider = made._sliders["layers"]
-    assert (slider.description, slider.label) == ("layers", "4 layers")
+    (slider,) = made.sliders
+    assert (slider["name"], slider["words"]) == ("layers", ["层数", "layers"])
+    assert [slider["labels"][spoken][1] for spoken in ("zh", "en", "both")] == [
+        "2 层", "2 layers", "2 层 · 2 layers",
+    ]  # fmt: skip
     english = picture(made)
     made.move(layers=8)
     language.choose("zh")
-    assert (slider.description, slider.label) == ("层数", "8 层")
-    assert made.values == {"layers": 8}
+    assert (made.language, made.values) == ("zh", {"layers": 8})
     assert made.caption == "共 8 MiB <内存>"
     made.move(layers=4)
     assert picture(made) != english
     language.choose("both")
-    assert slider.description == "层数 · layers"
+    assert made.language == "both"
     language.choose("en")
     assert picture(made) == english
 
 
-def test_the_caption_is_the_alternative_text_and_holds_both_languages() -> None:
-    page = explorer()._shown.value
-    assert 'alt="4 MiB of &lt;memory&gt;"' in page
-    assert '<div lang="zh">共 4 MiB &lt;内存&gt;</div>' in page
-    assert '<div lang="en">4 MiB of &lt;memory&gt;</div>' in page
+def test_the_page_has_words_in_both_languages_and_the_picture_at_once() -> None:
+    ((name, shown),) = explorer().get_state()["pictures"].items()
+    assert name == "en 2,0"
+    assert shown["words"] == ["共 4 MiB <内存>", "4 MiB of <memory>"]
+    assert shown["src"].startswith("data:image/png;base64,")
+
+
+def test_a_page_that_is_opened_again_is_sent_every_picture_there_is() -> None:
+    made = explorer()
+    made.move(layers=8)
+    assert list(made.get_state()["pictures"]) == ["en 3,0"]
+    told = heard(made)
+    made.move(layers=4)
+    assert told == []  # the page has it
+    made._handle_custom_msg({"hello": True}, [])
+    assert [name for name, _ in told] == ["en 2,0", "en 3,0"]
+
+
+def test_a_picture_that_is_drawn_again_takes_the_place_of_what_was_drawn_before() -> None:
+    value, told = [1], []
+    made = Explorer((), lambda: {Role.INPUT: value[0]}, draw, caption, (6, 2))
+    made.send = lambda content, buffers=None: told.append(content)
+    first = picture(made)
+    value[0] = 2
+    made.move()
+    assert picture(made) != first
+    ((sent,),) = [told]
+    assert sent["fresh"] and list(sent["pictures"]) == ["en "]
 
 
 def test_a_picture_without_sliders_follows_too() -> None:
     shown = show(draw, {Role.INPUT: 3}, ("三", "three"), (6, 2))
-    assert (shown.caption, len(shown.children)) == ("three", 1)
+    assert (shown.caption, shown.sliders) == ("three", [])
     english = picture(shown)
     language.choose("zh")
     assert shown.caption == "三"
@@ -203,23 +230,23 @@ def test_a_picture_without_sliders_follows_too() -> None:
 
 
 def test_a_closed_explorer_no_longer_listens() -> None:
-    listeners = len(language._listeners)
+    listeners = len(language.choice._listeners)
     made = explorer()
-    assert len(language._listeners) == listeners + 1
+    assert len(language.choice._listeners) == listeners + 1
     made.close()
-    assert len(language._listeners) == listeners
+    assert len(language.choice._listeners) == listeners
     made.close()
 
 
 def test_listening_keeps_no_explorer_alive() -> None:
-    listeners = len(language._listeners)
+    listeners = len(language.choice._listeners)
     made = explorer()
     reference = weakref.ref(made)
     ipywidgets.Widget.close_all()  # which lets go of it without asking it
     del made
     gc.collect()
     assert reference() is None
-    assert len(language._listeners) == listeners
+    assert len(language.choice._listeners) == listeners
 
 
 def test_a_cell_that_is_run_again_closes_what_it_made_before(monkeypatch) -> None:
@@ -245,9 +272,9 @@ def test_the_mimebundle_has_a_view_a_picture_and_one_line() -> None:
 
 
 SOURCE = """
-from course_lib.explorers import Control, Explorer, progress
-from course_lib.figures import draw_bars
-from course_lib.recorder import Role
+from course_lib.notebook.explorers import Control, Explorer, progress
+from course_lib.figures.bars import draw_bars
+from course_lib.memory import Role
 
 done = [n for n in progress(range(3), zh="正在测量", en="measuring")]
 Explorer([Control("n", "层数", "layers", (1, 2), 2)], lambda n: {Role.INPUT: n},
@@ -363,7 +390,7 @@ def test_an_interrupt_leaves_no_bar_and_what_was_done(shell: Shell) -> None:
 
 def test_importing_the_library_loads_no_widgets() -> None:
     code = (
-        "import sys, json, course_lib, course_lib.memory, course_lib.figures\n"
+        "import sys, json, course_lib, course_lib.memory, course_lib.figures.timeline\n"
         "print(json.dumps([m for m in ('ipywidgets', 'matplotlib.pyplot') if m in sys.modules]))"
     )
     done = subprocess.run(
@@ -389,7 +416,7 @@ def test_a_position_is_drawn_once_in_each_language() -> None:
 
 
 AHEAD = """\
-from course_lib.explorers import Control, Explorer
+from course_lib.notebook.explorers import Control, Explorer
 
 drawn = []
 
@@ -405,7 +432,8 @@ explorer = Explorer(
 
 
 def test_what_a_slider_may_show_next_is_drawn_while_the_kernel_is_idle(tmp_path: Path) -> None:
-    """The ends and the nearest first; never while cells run; an error waits for who moves there."""
+    """In the other language, at the ends, and nearby; never while cells run; an error waits for
+    who moves there."""
 
     def said(code: str, wait: float = 0) -> Any:
         time.sleep(wait)
@@ -419,10 +447,10 @@ def test_what_a_slider_may_show_next_is_drawn_while_the_kernel_is_idle(tmp_path:
             said("import json, time; time.sleep(0.4)")
         assert said("print(json.dumps(drawn))") == [[5, 0]]
         near = said("print(json.dumps(drawn))", 4)
-        assert near == [[5, 0], [0, 0], [5, 2], [39, 0], [4, 0], [5, 1], [6, 0]]
+        assert near == [[5, 0], [5, 0], [0, 0], [5, 2], [39, 0], [4, 0], [5, 1], [6, 0]]
         said("drawn.clear(); explorer.move(i=20)")
         near = said("print(json.dumps(drawn))", 6)
-        assert near[:6] == [[20, 0], [20, 2], [19, 0], [20, 1], [21, 0], [18, 0]]
-        assert len(near) == len(set(map(tuple, near))) > 20
+        assert near[:7] == [[20, 0], [20, 0], [20, 2], [19, 0], [20, 1], [21, 0], [18, 0]]
+        assert len(near) - 1 == len(set(map(tuple, near))) > 20
         said("explorer.close(); drawn.clear(); explorer.move(i=30)")
         assert said("print(json.dumps(drawn))", 2) == []

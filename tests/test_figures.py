@@ -21,20 +21,12 @@ from matplotlib.text import Text
 from PIL import Image
 
 import course_lib  # noqa: F401  # before torch
-from course_lib import figures
-from course_lib.figures import (
-    COLOURS,
-    COMPARED,
-    PHASE_NAMES,
-    ROLE_NAMES,
-    Curve,
-    Picture,
-    image_html,
-    more_time_in_words,
-    picture_widths,
-    size_text,
-)
-from course_lib.recorder import Role
+from course_lib.figures import bars, curves, panel, picture, timeline
+from course_lib.figures.curves import Curve
+from course_lib.figures.palette import COLOURS, COMPARED, ROLE_NAMES
+from course_lib.figures.picture import Picture, image_html, picture_widths
+from course_lib.figures.words import PHASE_NAMES, more_time_in_words, size_text
+from course_lib.memory import Role
 
 COURSE = Path(__file__).parent.parent
 FONTS = COURSE / "assets" / "fonts"
@@ -79,7 +71,7 @@ def random_trace(length: int, seed: int = 0) -> SimpleNamespace:
 def language(request, monkeypatch):
     from course_lib import language
 
-    monkeypatch.setattr(language, "_chosen", request.param)
+    monkeypatch.setattr(language.choice, "_chosen", request.param)
     return request.param
 
 
@@ -108,7 +100,7 @@ def test_the_font_has_every_chinese_character_of_the_course() -> None:
 
 def test_the_two_fonts_together_have_every_character_of_the_code() -> None:
     dejavu = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    has = set(map(chr, dejavu)) | figures._in_font()
+    has = set(map(chr, dejavu)) | picture.letters_in_font()
     code = "".join(file.read_text(encoding="utf-8") for file in COURSE.glob("course_lib/*.py"))
     signs = set("✅❌")  # of HTML, like all beyond U+1F000: browsers have them
     printed = {letter for letter in code if letter.isprintable() and letter < "\U0001f000"}
@@ -238,7 +230,7 @@ def test_sizes_are_written_for_people(size: float, shown: str) -> None:
 
 @pytest.mark.parametrize("high", [1e-3, 0.7, 1, 9.99, 100, 139 * 1.16, 1023, 1e9])
 def test_rulers_have_few_and_round_numbers(high: float) -> None:
-    numbers = figures._round_numbers(0, high, 5)
+    numbers = panel.round_numbers(0, high, 5)
     assert 2 <= len(numbers) <= 7
     assert numbers[0] == 0
     assert numbers[-1] <= high * 1.000001
@@ -250,7 +242,7 @@ def test_rulers_have_few_and_round_numbers(high: float) -> None:
 def test_the_timeline_says_where_the_peak_is(language: str) -> None:
     events = [event(7 * MIB, Role.ACTIVATION), event(2 * MIB, Role.TEMPORARY, "backward"),
               event(-7 * MIB, Role.ACTIVATION, "backward")]  # fmt: skip
-    picture = figures.timeline(trace_of(events, {Role.PARAMETER: 3 * MIB}))
+    picture = timeline.timeline(trace_of(events, {Role.PARAMETER: 3 * MIB}))
     zh, en = "峰值 12 MiB，出现在反向传播中", "The peak, 12 MiB, falls in the backward pass"
     assert str(picture) == {"zh": zh, "en": en, "both": f"{zh} · {en}"}[language]
     shown = words_of(picture)
@@ -263,9 +255,9 @@ def test_the_timeline_says_where_the_peak_is(language: str) -> None:
 @pytest.mark.parametrize("over", ["order", "time"])
 def test_few_columns_keep_every_level_and_the_exact_peak(length: int, over: str) -> None:
     trace = random_trace(length)
-    columns = figures._columns(trace, over, figures._crumb(trace))
+    columns = timeline._columns(trace, over, timeline._crumb(trace))
     heights = list(columns.sums.values())[-1]
-    assert len(heights) <= figures.STEPS + 1
+    assert len(heights) <= timeline.STEPS + 1
     assert len(columns.edges) == len(heights) + 1
     assert (np.diff(columns.edges) >= 0).all()
     assert heights.max() == trace.peak
@@ -284,7 +276,7 @@ def test_a_timeline_in_seconds_has_figures_below_it_and_one_in_order_has_none() 
     trace = random_trace(50)
     below = {}
     for over in ("order", "time"):
-        words = words_of(figures.timeline(trace, over=over))
+        words = words_of(timeline.timeline(trace, over=over))
         below[over] = {text for text in words if re.fullmatch(r"[\d.e-]+", text)}
         assert any("seconds" in text or "秒" in text for text in words) == (over == "time")
     ends = [trace.events[0].time, trace.events[-1].time]
@@ -294,7 +286,7 @@ def test_a_timeline_in_seconds_has_figures_below_it_and_one_in_order_has_none() 
 
 def test_no_moment_is_higher_than_its_column() -> None:
     trace = random_trace(9000)
-    columns = figures._columns(trace, "order", figures._crumb(trace))
+    columns = timeline._columns(trace, "order", timeline._crumb(trace))
     levels = 3 * MIB + np.cumsum([0, *(e.size for e in trace.events)])
     tops = list(columns.sums.values())[-1]
     column = np.searchsorted(columns.edges, columns.moments[:-1], "right") - 1
@@ -304,18 +296,18 @@ def test_no_moment_is_higher_than_its_column() -> None:
 def test_simulated_steps_have_no_seconds(language: str) -> None:
     trace = trace_of([event(5, Role.ACTIVATION)])
     with pytest.raises(ValueError, match="over='order'"):
-        figures.timeline(trace, over="time")
+        timeline.timeline(trace, over="time")
 
 
 def test_a_long_timeline_is_drawn_in_a_blink() -> None:
     trace = random_trace(20_000)
     picture = Picture()
-    figures.draw_timeline(picture, trace)
+    timeline.draw_timeline(picture, trace)
     picture.png()  # the glyphs are loaded once
     took = []
     for _ in range(5):
         begin = time.process_time()
-        figures.draw_timeline(picture, trace)
+        timeline.draw_timeline(picture, trace)
         picture.png()
         took.append(time.process_time() - begin)
     assert min(took) < 0.1
@@ -352,22 +344,22 @@ ROWS = [
 
 def test_bars_end_in_their_totals(language: str) -> None:
     picture = Picture((8.2, 2.4))
-    figures.draw_bars(picture, ROWS, title=("更少", "less"), budget=10 * MIB)
+    bars.draw_bars(picture, ROWS, title=("更少", "less"), budget=10 * MIB)
     shown = words_of(picture)
     assert {"32 MiB", "9 MiB"} <= set(shown)
     assert any("10 MiB" in words for words in shown)
     assert not any("gradient" in words or "梯度" in words for words in shown)
-    figures.draw_bars(picture, [], title="")
+    bars.draw_bars(picture, [], title="")
 
 
 def test_curves_tell_the_values_at_the_mark(language: str) -> None:
     picture = Picture()
-    curves = [Curve(("一", "one"), [MIB, 2 * MIB, None]), Curve(("二", "two"), [0, 0, 3 * MIB])]
-    figures.draw_curves(picture, [1, 2, 4], curves, mark=1, x_name=("段", "segments"), log_x=True)
+    lines = [Curve(("一", "one"), [MIB, 2 * MIB, None]), Curve(("二", "two"), [0, 0, 3 * MIB])]
+    curves.draw_curves(picture, [1, 2, 4], lines, mark=1, x_name=("段", "segments"), log_x=True)
     assert {"2 MiB", "0 B"} <= set(words_of(picture))
-    figures.draw_curves(picture, [1, 2, 4], curves, mark=2)
+    curves.draw_curves(picture, [1, 2, 4], lines, mark=2)
     assert {"—", "3 MiB"} <= set(words_of(picture))
-    figures.draw_curves(
+    curves.draw_curves(
         picture, [5], [Curve("x", [0.5])], y_name="s", mark=0, show="{:.1f} s".format
     )
     assert "0.5 s" in words_of(picture)
@@ -376,17 +368,17 @@ def test_curves_tell_the_values_at_the_mark(language: str) -> None:
 def test_a_height_that_would_flatten_the_rest_is_told_in_figures(language: str) -> None:
     picture = Picture()
     curve = Curve("x", [200 * MIB, 8 * MIB, 4 * MIB])
-    figures.draw_curves(picture, [1, 2, 3], [curve], mark=0, top=24 * MIB)
+    curves.draw_curves(picture, [1, 2, 3], [curve], mark=0, top=24 * MIB)
     shown = words_of(picture)
     assert "↑ 1: 200 MiB" in shown and "200 MiB" in shown and "20" in shown and "50" not in shown
     assert not sticking_out(picture)
-    figures.draw_curves(picture, [1, 2, 3], [curve], mark=0, top=300 * MIB)
+    curves.draw_curves(picture, [1, 2, 3], [curve], mark=0, top=300 * MIB)
     assert not [words for words in words_of(picture) if "↑" in words]
 
 
 def test_bars_have_a_head_and_an_axis_with_a_name(language: str) -> None:
     picture = Picture((8.2, 2.9))
-    figures.draw_bars(picture, ROWS, title="t", heading=("检查点", "checkpoints"),
+    bars.draw_bars(picture, ROWS, title="t", heading=("检查点", "checkpoints"),
                       outlines=[64 * MIB] * len(ROWS))  # fmt: skip
     shown = "\n".join(words_of(picture))
     assert {"zh": "检查点", "en": "checkpoints", "both": "检查点\ncheckpoints"}[language] in shown
@@ -412,17 +404,17 @@ def sticking_out(picture: Picture) -> list[str]:
 def test_no_words_stick_out(language: str) -> None:
     picture = Picture()
     trace = random_trace(3000)
-    figures.draw_timeline(picture, trace)
+    timeline.draw_timeline(picture, trace)
     assert not sticking_out(picture)
-    figures.draw_bars(picture, ROWS, title=("更少", "less"))
+    bars.draw_bars(picture, ROWS, title=("更少", "less"))
     assert not sticking_out(picture)
-    curves = [Curve((f"曲线 {i}", f"curve {i}"), [1e9 * i, 2e9]) for i in range(4)]
-    figures.draw_curves(picture, [0, 1], curves, mark=1, x_name=("段", "segments"))
+    lines = [Curve((f"曲线 {i}", f"curve {i}"), [1e9 * i, 2e9]) for i in range(4)]
+    curves.draw_curves(picture, [0, 1], lines, mark=1, x_name=("段", "segments"))
     assert not sticking_out(picture)
 
 
 def test_a_picture_shows_itself_in_exact_colours() -> None:
-    picture = figures.timeline(random_trace(500))
+    picture = timeline.timeline(random_trace(500))
     bundle = picture._repr_mimebundle_()
     assert set(bundle) == {"text/html", "image/png", "text/plain"}
     assert "\n" not in bundle["text/plain"]
@@ -436,16 +428,17 @@ def test_a_picture_shows_itself_in_exact_colours() -> None:
 
 def test_pictures_are_the_same_bytes_every_time() -> None:
     trace = random_trace(2000)
-    first, second = figures.timeline(trace).png(), figures.timeline(trace).png()
+    first, second = timeline.timeline(trace).png(), timeline.timeline(trace).png()
     assert first == second
 
 
 def test_drawing_leaves_no_global_state() -> None:
     code = (
-        "import course_lib, sys; from course_lib import figures; import matplotlib as m\n"
+        "import course_lib, sys; from course_lib.figures import bars, picture\n"
+        "import matplotlib as m\n"
         "def settings(): return {k: m.rcParams[k] for k in m.rcParams if k != 'backend'}\n"
         "before = settings()\n"
-        "p = figures.Picture(); figures.draw_bars(p, [('x', {})], title='x'); p.png()\n"
+        "p = picture.Picture(); bars.draw_bars(p, [('x', {})], title='x'); p.png()\n"
         "assert before == settings()\n"
         "assert 'matplotlib.pyplot' not in sys.modules and 'ipywidgets' not in sys.modules"
     )

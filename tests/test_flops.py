@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_lib import flops, language
-from course_lib.memory import measure, simulated
+from course_lib import language
+from course_lib.memory import flops, measure, simulated
 from course_lib.plans import best_plan, chain_of, keep_all, predict, smallest_peak
 
 sdpa = functional.scaled_dot_product_attention
@@ -383,7 +383,7 @@ def test_recurrent_layers_of_a_gpu_count_as_on_a_cpu():
 
 @pytest.mark.parametrize(("chosen", "words"), [("zh", "没有计入"), ("en", "leave out")])
 def test_an_operator_without_a_formula_is_named(chosen, words, monkeypatch):
-    monkeypatch.setattr(language, "_chosen", chosen)
+    monkeypatch.setattr(language.choice, "_chosen", chosen)
     matrix = x(4, 4)
     with pytest.warns(UserWarning, match=rf"{words}.*aten\.linalg_inv_ex") as caught:
         trace = measure(lambda: (torch.linalg.inv(matrix) @ matrix).sum().backward())

@@ -2,20 +2,20 @@
 
 import re
 
-import notebook_rules as rules
 import pytest
-from glossary import missing_terms, wrong_words
 
-from course_lib.contents import GLOSSARY
-from course_lib.glossary import PHRASES, TERMS, written
-from notebooks import FOLDER, Lesson, lessons
+from course_lib.site.contents import GLOSSARY
+from course_lib.site.glossary import PHRASES, TERMS, written
+from support import notebook_rules as rules
+from support.glossary import missing_terms, wrong_words
+from support.notebooks import FOLDER, Lesson, lessons
 
 PAGE = FOLDER / f"{GLOSSARY.name}.ipynb"
 SHOWN = [term for term in TERMS if term.is_shown()]
 
 
 def test_the_page_is_written_from_the_source():
-    assert PAGE.read_text(encoding="utf-8") == written(), "run: python -m course_lib.glossary"
+    assert PAGE.read_text(encoding="utf-8") == written(), "run: python -m course_lib.site.glossary"
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)

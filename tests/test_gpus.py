@@ -1,7 +1,8 @@
-"""Measurements taken on named GPUs: how they are made, kept and shown beside the learner's."""
+"""Measurements taken on named GPUs: how they are made and kept."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,12 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from benchmarks import on_gpu
 
-from course_lib.contents import NOTEBOOKS
-from course_lib.figures import size_text
-from course_lib.gpus import Card, cards, on_gpus
-from course_lib.memory import Role, measure
-from course_lib.pictures import roles_table, show_bars
-from course_lib.sweeps import KINDS, Slowdown, slowdown_table
+from course_lib.figures.words import size_text
+from course_lib.lessons.torch_checkpoint.savings import KINDS
+from course_lib.memory import Role
+from course_lib.site.contents import NOTEBOOKS
+from tools.benchmarks import on_gpu
 
 CPU = torch.device("cpu")
 
@@ -58,7 +57,7 @@ def test_without_a_gpu_the_script_says_so() -> None:
 
 
 @pytest.fixture
-def card() -> Card:
+def card() -> on_gpu.Card:
     """A card for the tests, with the numbers of this machine's CPU."""
     ratios = {kind.name[1]: 1.25 for kind in KINDS}
     tables = {
@@ -66,34 +65,12 @@ def card() -> Card:
         "01": on_gpu.lesson_01(CPU),
         "03": {"": ratios},
     }
-    return Card("Some Card 80GB", "580.1", "2.13.0+cu130", tables)
+    return on_gpu.Card("Some Card 80GB", "580.1", "2.13.0+cu130", tables)
 
 
-def test_a_card_is_kept_as_it_was_measured(card: Card, tmp_path: Path) -> None:
+def test_a_card_is_kept_as_it_was_measured(card: on_gpu.Card, tmp_path: Path) -> None:
     file = card.store(tmp_path / "gpus")
     assert file.name == "some-card-80gb.json"
-    assert cards(file.parent) == [card]
     card.store(file.parent)
-    assert cards(file.parent) == [card]
-
-
-def test_a_card_stands_beside_the_learners_numbers(card: Card, tmp_path: Path) -> None:
-    card.store(tmp_path)
-    x = torch.ones(4)
-    trace = measure(lambda: x.neg(), inputs=x)
-    shown = show_bars({"4": trace, **on_gpus("00", tmp_path)})
-    assert "4: 32 B; 4 · Some Card 80GB: 3 MiB" in str(shown._repr_mimebundle_()["text/plain"])
-    table = str(roles_table(trace, on_gpus("01", tmp_path)))
-    assert "Some Card 80GB" in table.splitlines()[0]
-    assert table.splitlines()[-1].split()[-1] == f"{total(card.tables['01']['']):,}"
-    slow = str(slowdown_table([Slowdown(KINDS[0], (1.1, 1.2, 1.3))], on_gpus("03", tmp_path)))
-    assert slow.splitlines()[1].split()[-1] == "+25%"
-
-
-def test_without_a_file_nothing_is_added(tmp_path: Path) -> None:
-    nowhere = tmp_path / "none"
-    assert cards(nowhere) == []
-    assert on_gpus("00", nowhere) == {}
-    x = torch.ones(4)
-    trace = measure(lambda: x.neg(), inputs=x)
-    assert str(roles_table(trace, on_gpus("01", nowhere))) == str(roles_table(trace))
+    (stored,) = file.parent.iterdir()
+    assert on_gpu.Card(**json.loads(stored.read_text(encoding="utf-8"))) == card

@@ -22,7 +22,7 @@ from course_lib.models import Sizes, Transformer, random_tokens
 def english(monkeypatch):
     from course_lib import language
 
-    monkeypatch.setattr(language, "_chosen", "en")
+    monkeypatch.setattr(language.choice, "_chosen", "en")
 
 
 def mlp(*middle: nn.Module) -> nn.Sequential:

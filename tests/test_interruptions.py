@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from out_of_order import MISSING, made_by, needs, wanted
 
-from notebooks import (
+from support.notebooks import (
     IGNORED_OUTPUT,
     Kernel,
     Lesson,
@@ -20,6 +19,7 @@ from notebooks import (
     shown_text,
     tags,
 )
+from support.out_of_order import MISSING, made_by, needs, wanted
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from test_memory import surroundings
-from independent import count
-from steps import STEPS
+from support.independent import count
+from support.steps import STEPS
 from course_lib.memory import measure
 
 torch.set_num_threads(1)
@@ -140,7 +140,7 @@ BARS = """\
 from ipywidgets import IntProgress, widgets
 [w for w in widgets.widget._instances.values() if isinstance(w, IntProgress)]"""
 SWEEPS = {  # lesson: a line of the cell that sweeps
-    "00": "measured = measure_counts(",
+    "00": "measured = measure_first(",
     "02": "films = player(",
     "04": "every = {k: train_every(k)",
     "05": "budgets = plan_budgets(",

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from course_lib.kernels import KNOWN_DIFFERENCES
-from course_lib.simulation import Simulation
+from course_lib.memory.kernels import KNOWN_DIFFERENCES
+from course_lib.memory.simulation import Simulation
 
 SAMPLES = 2  # of each operator
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

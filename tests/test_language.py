@@ -7,15 +7,15 @@ import pytest
 from traitlets import TraitError
 
 from course_lib import language
-from course_lib.language import Bilingual, Table, choose, on_change, spoken, text
+from course_lib.language import Bilingual, Table, bilingual_html, choose, on_change, text
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
     """No choice made yet, none remembered, nobody listening."""
-    monkeypatch.setattr(language, "_chosen", None)
-    monkeypatch.setattr(language, "_listeners", [])
-    monkeypatch.setattr(language, "memory_folder", lambda: tmp_path / "course")
+    monkeypatch.setattr(language.choice, "_chosen", None)
+    monkeypatch.setattr(language.choice, "_listeners", [])
+    monkeypatch.setattr(language.choice, "memory_folder", lambda: tmp_path / "course")
     for name in ("COURSE_LANG", "LC_ALL", "LC_MESSAGES", "LANG", "LANGUAGE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -33,19 +33,19 @@ def test_it_starts_from_the_locale(monkeypatch, locale, expected):
 def test_a_choice_is_remembered_for_the_next_lesson(monkeypatch):
     monkeypatch.setenv("LANG", "en_US")
     choose("zh")
-    monkeypatch.setattr(language, "_chosen", None)  # the next kernel
+    monkeypatch.setattr(language.choice, "_chosen", None)  # the next kernel
     assert language.language() == "zh"
 
 
 def test_the_environment_overrides_both_and_is_not_remembered(monkeypatch):
     choose("zh")
-    monkeypatch.setattr(language, "_chosen", None)
+    monkeypatch.setattr(language.choice, "_chosen", None)
     monkeypatch.setenv("COURSE_LANG", "both")
     assert language.language() == "both"
     choose("en")
     assert language.language() == "en"
     monkeypatch.delenv("COURSE_LANG")
-    monkeypatch.setattr(language, "_chosen", None)
+    monkeypatch.setattr(language.choice, "_chosen", None)
     assert language.language() == "zh"
 
 
@@ -123,13 +123,16 @@ def test_a_table_lines_up_also_with_wide_letters():
 
 
 def test_words_on_one_line_are_kept_apart_and_what_is_the_same_stands_once():
-    assert spoken("包", "package", tag="span") == (
+    assert bilingual_html("包", "package", tag="span") == (
         '<span lang="zh">包</span><span class="course-between"> · </span>'
         '<span lang="en">package</span>'
     )
-    assert spoken("MiB", "MiB", tag="span") == "<span>MiB</span>"
-    assert spoken("<b>3</b>", "<b>3</b>", markup=True) == "<div><b>3</b></div>"
-    assert spoken("", "only", tag="span") == '<span lang="zh"></span><span lang="en">only</span>'
+    assert bilingual_html("MiB", "MiB", tag="span") == "<span>MiB</span>"
+    assert bilingual_html("<b>3</b>", "<b>3</b>", markup=True) == "<div><b>3</b></div>"
+    assert (
+        bilingual_html("", "only", tag="span")
+        == '<span lang="zh"></span><span lang="en">only</span>'
+    )
     choose("both")
     table = Table([("包", "package"), ("MiB", "MiB")], [[("甲", "A"), 1], [("7 B", "7 B"), 2]])
     lines = [line.split("  ") for line in str(table).split("\n")]

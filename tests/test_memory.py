@@ -19,8 +19,6 @@ import pytest
 import torch
 import torch._functorch.config as functorch_config
 import torch.nn.functional as F
-from independent import Step, bytes_before, count
-from steps import STEPS, Block, Blocks, RecomputingFunction
 from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 from torch.overrides import _get_current_function_mode_stack
@@ -28,10 +26,24 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_lib import allocator, language, recorder
-from course_lib.memory import Event, MemoryTrace, Role, measure, measuring, simulated
+from course_lib import language
+from course_lib.memory import (
+    Event,
+    MemoryTrace,
+    Role,
+    measure,
+    measuring,
+    recorder,
+    simulated,
+    sources,
+)
+from course_lib.memory.ranks import ONLY_IN_A_GROUP
+from support.independent import Step, bytes_before, count
+from support.steps import STEPS, Block, Blocks, RecomputingFunction
 
 RANDOM_STATE = torch.get_rng_state().nbytes
+# The roles that a trace holds even where there is none of them.
+EVERYWHERE = {*Role} - {Role.OFFLOADED, *ONLY_IN_A_GROUP}
 # A dispatch mode, any, makes autograd clone a sparse gradient that it would have kept as it is.
 INEXACT = {"sparse_embedding"}
 
@@ -82,7 +94,7 @@ def test_a_trace_agrees_with_itself(name: str) -> None:
     assert trace.source == "cpu allocator"
     times = [event.time for event in trace.events]
     assert times == sorted(times)
-    assert {*trace.at_peak} == {*trace.kept} == {*trace.before} == {*Role}
+    assert {*trace.at_peak} == {*trace.kept} == {*trace.before} == EVERYWHERE
 
 
 # FlopCounterMode itself fails in autograd.grad with a leaf, and knows no formula for attention on
@@ -225,7 +237,7 @@ def a_step(kind: str = "", **options: object) -> tuple[Callable[[], None], nn.Mo
 def test_activations_of_plain_blocks() -> None:
     step, model, x = a_step()
     trace = measure(step, model, inputs=x)
-    assert trace.kept == dict.fromkeys(Role, 0) | {
+    assert trace.kept == dict.fromkeys(EVERYWHERE, 0) | {
         Role.PARAMETER: PARAMETERS,
         Role.INPUT: BETWEEN,
         # between the blocks, and the last output, which square() keeps
@@ -239,7 +251,7 @@ def test_activations_of_plain_blocks() -> None:
 def test_checkpoints_of_non_reentrant_checkpointing() -> None:
     step, model, x = a_step("non-reentrant")
     trace = measure(step, model, inputs=x)
-    assert trace.kept == dict.fromkeys(Role, 0) | {
+    assert trace.kept == dict.fromkeys(EVERYWHERE, 0) | {
         Role.PARAMETER: PARAMETERS,
         Role.INPUT: BETWEEN,  # the first checkpoint keeps the input: it stays an input
         Role.CHECKPOINT: (BLOCKS - 1) * BETWEEN,
@@ -258,6 +270,7 @@ def test_checkpoints_of_reentrant_checkpointing() -> None:
     assert trace.kept[Role.CHECKPOINT] == (BLOCKS - 1) * BETWEEN
     assert trace.kept[Role.ACTIVATION] == BETWEEN
     assert trace.kept[Role.RANDOM_STATE] == BLOCKS * RANDOM_STATE
+    assert trace.kept_for_backward() == BLOCKS * (BETWEEN + RANDOM_STATE)
     assert made(trace, Role.RECOMPUTED) == BLOCKS * (INSIDE + BETWEEN)  # no early stop
     assert alive_at_the_end(trace, Role.GRADIENT) == PARAMETERS + BETWEEN  # of the input too
 
@@ -979,9 +992,9 @@ def interruptible() -> Iterator[None]:
     [
         (recorder, "register_optimizer_step_pre_hook"),
         (recorder, "register_optimizer_step_post_hook"),
-        (allocator, "_prepare_profiler"),
-        (allocator, "_enable_profiler"),
-        (allocator, "_disable_profiler"),
+        (sources, "_prepare_profiler"),
+        (sources, "_enable_profiler"),
+        (sources, "_disable_profiler"),
     ],
 )
 def test_an_interrupt_while_setting_up_or_clearing_up_leaves_nothing(

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from independent import Step, bytes_before, count
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from course_lib.memory import Role, measure, simulated
+from support.independent import Step, bytes_before, count
 
 CHAINS = 200
 FIRST = int(os.environ.get("COURSE_SEED", "0"))

@@ -6,25 +6,18 @@ One kernel per lesson does all of it; the tests look at what it recorded.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from contrast import faint_styles
 from nbformat import NotebookNode
-from notebook_rules import HAN
-from out_of_order import (
-    Turn,
-    ambiguous,
-    remember_all,
-    remember_setup,
-    run_in_random_orders,
-    wrong_turns,
-)
-from slider_moves import Moved, move_sliders
 
-from notebooks import (
+from support.contrast import faint_styles
+from support.notebook_rules import HAN
+from support.notebooks import (
     IGNORED_OUTPUT,
     Kernel,
     Lesson,
@@ -38,6 +31,15 @@ from notebooks import (
     python,
     tags,
 )
+from support.out_of_order import (
+    Turn,
+    ambiguous,
+    remember_all,
+    remember_setup,
+    run_in_random_orders,
+    wrong_turns,
+)
+from support.slider_moves import Moved, move_sliders
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +148,19 @@ def wrong_language(runs: Runs, language: str) -> list[str]:
         for text in ran.texts
         for line in text.replace("中文", "").splitlines()
         if re.search(other, line) and not (language == "zh" and re.search(HAN, line))
+        if not is_code(line)
     ]
+
+
+def is_code(line: str) -> bool:
+    """A line of Python, such as lessons print to be pasted, has no language of its own."""
+    with contextlib.suppress(SyntaxError):
+        parsed = ast.parse(line.strip() + (" pass" if line.rstrip().endswith(":") else ""))
+        return not all(  # a string alone is something said
+            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            for statement in parsed.body
+        )
+    return False
 
 
 def untaught(runs: Runs) -> list[str]:
@@ -172,7 +186,7 @@ def sliders_without_a_picture(runs: list[Ran], live: Kernel) -> list[str]:
 
 FAINT_WORDS = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-import gc; from contrast import faint_words; from course_lib.figures import Picture
+import gc; from support.contrast import faint_words; from course_lib.figures.picture import Picture
 pictures = [one for one in gc.get_objects() if issubclass(type(one), Picture)]
 print(*{{words for picture in pictures for words in faint_words(picture)}}, sep="\\n")
 """
@@ -280,7 +294,7 @@ class Explorer(w.VBox):
 
 Explorer([w.IntSlider(), w.HBox([w.Label("x")])])"""
 FAINT = """\
-from course_lib.figures import Picture
+from course_lib.figures.picture import Picture
 picture = Picture()
 picture.text(0.1, 0.2, "clear", color="#444"), picture.text(0.1, 0.5, "pale", color="#d5d9de")
 w.HTML('<p style="color:#777">on any background</p>')"""

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from independent import peak_and_sum
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from course_lib.memory import measure, simulated
-from course_lib.unwatched import OTHERWISE
+from course_lib.memory.unwatched import OTHERWISE
+from support.independent import peak_and_sum
 
 SAMPLES = 12  # of each operator, at most
 PARTS = 4

@@ -8,7 +8,10 @@ import re
 import time
 
 import pytest
-from out_of_order import (
+
+from course_lib.notebook.missing_names import Cell, names_made, read
+from support.notebooks import Kernel, Lesson, Ran, build, kernel, lessons, markdown, python
+from support.out_of_order import (
     MISSING,
     ambiguous,
     asked_for,
@@ -18,9 +21,6 @@ from out_of_order import (
     run_in_random_orders,
     wrong_turns,
 )
-
-from course_lib.order import Cell, names_made, read
-from notebooks import Kernel, Lesson, Ran, build, kernel, lessons, markdown, python
 
 SOURCE = """\
 import a.b as c, d.e
@@ -155,7 +155,7 @@ def test_an_exit_of_the_learners_own_stays_one(live: Kernel):
 
 
 def test_the_lesson_is_known_by_its_file(live: Kernel):
-    name = "from course_lib.order import lesson_name; print(lesson_name())"
+    name = "from course_lib.notebook.missing_names import lesson_name; print(lesson_name())"
     assert live.run(SETUP).error is None
     assert live.run_code(name).texts == ["00_scratch\n"]
     told = f"import os; os.environ['JPY_SESSION_NAME'] = {str(FIRST)!r}; {name}"
@@ -167,7 +167,7 @@ def test_a_handler_of_the_learners_own_is_left_alone(live: Kernel):
     live.run_code(
         "shell = get_ipython(); ours = shell.custom_exceptions, shell.CustomTB\n"
         "shell.set_custom_exc((ZeroDivisionError,), lambda *a, **k: print('mine'))\n"
-        "from course_lib.order import explain_here; explain_here()"
+        "from course_lib.notebook.missing_names import explain_here; explain_here()"
     )
     assert live.run_code("1 / 0").texts == ["mine\n"]
     live.run_code("shell.custom_exceptions, shell.CustomTB = ours")

@@ -9,23 +9,24 @@ from matplotlib.lines import Line2D
 from torch import nn
 
 from course_lib import language
-from course_lib.figures import COLOURS, COMPARED, size_text
-from course_lib.memory import simulated
-from course_lib.models import pyramid
-from course_lib.placement import (
+from course_lib.figures.palette import COLOURS, COMPARED
+from course_lib.figures.words import size_text
+from course_lib.lessons.placing_checkpoints.placement import (
     PLACED,
     STRIP,
     Placed,
     Placement,
     budget_explorer,
-    counts_explorer,
+    chain_counts_explorer,
     dropout_explorer,
     layers_table,
     plan_budgets,
     sweep_counts,
 )
-from course_lib.planners import best_plan, smallest_peak
+from course_lib.memory import simulated
+from course_lib.models import pyramid
 from course_lib.plans import Plan, chain_of, predict
+from course_lib.plans.planners import best_plan, smallest_peak
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def fits(explorer):
 def test_counts(chain, spoken, report):
     language.choose(spoken)
     counts = sweep_counts(chain, range(1, len(chain) + 1), lambda k: k * 2**20)
-    slowest = fits(counts_explorer(counts, start=1))
+    slowest = fits(chain_counts_explorer(counts, start=1))
     assert counts.best in counts.found
     report(f"placement: counts, {spoken}: slowest picture {1000 * slowest:.0f} ms")
 

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from course_lib import language, player, recompute
-from course_lib.figures import Picture, style
+from course_lib import language, recompute
+from course_lib.figures.picture import Picture, style
 from course_lib.memory import measure
-from course_lib.player import VALUE, Still, Value
+from course_lib.notebook import player
+from course_lib.notebook.player import VALUE, Still, Value
 
 WAYS = {
     "autograd function": recompute.Rerun.apply,
@@ -89,7 +90,7 @@ def test_the_learners_own_chain_is_what_is_shown():
 
 @pytest.fixture(params=["zh", "en", "both"])
 def spoken(request, monkeypatch):
-    monkeypatch.setattr(language, "_chosen", request.param)
+    monkeypatch.setattr(language.choice, "_chosen", request.param)
     return request.param
 
 
@@ -126,26 +127,13 @@ class TestControls:
         yield shown
         shown.close()
 
-    def test_play_moves_the_slider_and_the_picture(self, shown):
+    def test_it_can_be_played_moment_by_moment(self, shown):
+        assert shown.sliders[shown.played["slider"]]["name"] == "moment"
         shown.move(segments=3, moment=0)
         before = shown.caption
-        shown._play.value = 14
+        shown.set_state({"index": [2, 14]})
         assert shown.values == {"segments": 3, "moment": 14}
         assert shown.caption != before
-
-    def test_step_buttons_stop_at_the_ends_and_pause(self, shown):
-        back, on = shown._buttons
-        shown.move(moment=0)
-        back.click()
-        assert shown.values["moment"] == 0
-        shown._play.playing = True
-        on.click()
-        assert shown.values["moment"] == 1
-        assert not shown._play.playing
-        assert shown._play.value == 1
-        shown.move(moment=31)
-        on.click()
-        assert shown.values["moment"] == 31
 
     def test_it_has_a_picture_where_no_widget_runs(self, shown):
         bundle = shown._repr_mimebundle_()

@@ -3,16 +3,16 @@
 import re
 import tomllib
 
-import notebook_rules as rules
 import pytest
-import readme
 import yaml
 from PIL import Image, ImageChops, ImageStat
 
-from course_lib import player
-from course_lib.contents import GLOSSARY, LESSONS, REPOSITORY
 from course_lib.language import choose, language
-from notebooks import FENCE, FOLDER, ROOT, Lesson, lessons, take_apart
+from course_lib.notebook import player
+from course_lib.site.contents import GLOSSARY, LESSONS, REPOSITORY, edition_of
+from support import notebook_rules as rules
+from support.notebooks import FENCE, FOLDER, ROOT, Lesson, lessons, take_apart
+from tools import readme, record_block
 
 README = readme.README.read_text(encoding="utf-8")
 TOP, CHINESE, ENGLISH = re.split(r"^## (?:中文|English)$", README, flags=re.M)
@@ -21,7 +21,7 @@ PAGES = sorted(
     for path in ROOT.rglob("*.md")
     if not any(part.startswith(".") or part == "edition" for part in path.relative_to(ROOT).parts)
 )
-PICTURES = ("slider.gif", "player.gif")
+PICTURES = ("slider.gif", "player.gif", "block.gif")
 
 
 def test_the_two_commands_stand_at_the_top():
@@ -71,18 +71,29 @@ def test_the_pictures_move_and_are_small(name):
 def test_the_slider_is_filmed_as_the_lesson_shows_it_now():
     with Image.open(ROOT / "assets" / "slider.gif") as film:
         said = film.info.get("comment", b"").decode()
-    again = "python tests/browser/record.py assets/slider.gif"
+    again = "python tools/record.py assets/slider.gif"
     assert said == readme.filmed(lessons()[0]), f"lesson 00's picture has changed; run: {again}"
 
 
-def test_the_player_is_filmed_as_it_is_drawn_now(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "export", "again"),
+    [
+        (
+            "player.gif",
+            player.export,
+            "COURSE_LANG=both python -m course_lib.notebook.player assets/player.gif",
+        ),
+        ("block.gif", record_block.export, "python tools/record_block.py assets/block.gif"),
+    ],
+)
+def test_it_is_filmed_as_it_is_drawn_now(name, export, again, tmp_path):
     before = language()
     choose("both")
     try:
-        player.export(tmp_path / "player.gif")
+        export(tmp_path / name)
     finally:
         choose(before)
-    stored, now = (Image.open(f / "player.gif") for f in (ROOT / "assets", tmp_path))
+    stored, now = (Image.open(f / name) for f in (ROOT / "assets", tmp_path))
     with stored, now:
         assert stored.n_frames == now.n_frames
         for frame in range(now.n_frames):
@@ -90,14 +101,23 @@ def test_the_player_is_filmed_as_it_is_drawn_now(tmp_path):
             now.seek(frame)
             apart = ImageChops.difference(stored.convert("RGB"), now.convert("RGB"))
             worst = max(ImageStat.Stat(apart).mean)  # of 255 levels; a letter more makes 0.008
-            assert worst < 0.005, (
-                "run: COURSE_LANG=both python -m course_lib.player assets/player.gif"
-            )
+            assert worst < 0.005, f"run: {again}"
 
 
 def test_figures_of_other_tools_are_those_of_the_stored_benchmarks():
     benchmarks = readme.BENCHMARKS.read_text(encoding="utf-8")
-    assert readme.with_figures(README, benchmarks) == README, "run: python tests/readme.py"
+    assert readme.with_figures(README, benchmarks) == README, "run: python course.py dev readme"
+
+
+@pytest.mark.parametrize("words", readme.PLANNING)
+def test_a_row_for_each_tool_that_plans(words):
+    (rows,) = readme.tables(readme.planned(words, readme.BENCHMARKS.read_text(encoding="utf-8")))
+    _, _, error, _, on_a_decoder, _ = readme.PLANNING[words][1]
+    assert len({next(iter(row.values())) for row in rows}) == len(readme.ANSWERS)
+    for row in rows:
+        for cell in (row[error], row[on_a_decoder]):
+            assert re.fullmatch(r"0|[+-][\d,]+|✗ `\w+`", cell), cell
+    assert readme.planned(words, "") == ""
 
 
 # Links
@@ -145,6 +165,14 @@ def test_one_address_in_every_file():
         )  # fmt: skip
         found = [one or other for one, other in found]
         assert set(found) == {REPOSITORY}, file.name
+
+
+def test_each_lessons_head_leads_to_its_page_of_the_web_edition():
+    for lesson in lessons():
+        head = next(iter(lesson.pairs()))
+        for spoken, cell in zip(("zh", "en"), head, strict=True):
+            assert f"({edition_of()}/{spoken}/{lesson}.html)" in cell.source
+    assert README.count(f"({edition_of()}/)") == 2
 
 
 def test_badges_open_the_lessons():

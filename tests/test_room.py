@@ -10,15 +10,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from independent import count
-from steps import STEPS
 from test_memory import living_bytes, measured_anew, surroundings
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from course_lib import language, room
-from course_lib.memory import measure, simulated
+from course_lib import language
+from course_lib.memory import headroom, measure, simulated
+from support.independent import count
+from support.steps import STEPS
 
 MIB = 2**20
 
@@ -32,13 +32,13 @@ def small_machine(monkeypatch) -> Callable[[int], list[int]]:
 
     def pretend(size: int) -> list[int]:
         process, asked = psutil.Process(), []
-        full = process.memory_info().rss + size + room.RESERVE
+        full = process.memory_info().rss + size + headroom.RESERVE
 
         def available() -> int:
             asked.append(full - process.memory_info().rss)
             return asked[-1]
 
-        monkeypatch.setattr(room, "available_memory", available)
+        monkeypatch.setattr(headroom, "available_memory", available)
         return asked
 
     return pretend
@@ -125,7 +125,7 @@ def test_what_adds_up_is_refused(small_machine) -> None:
         measure(lambda: kept.extend(torch.ones(10 * MIB) for _ in range(100)))  # 40 MiB each
     # More than 10 where malloc still held what earlier tests had given back; never too late.
     assert 8 <= len(kept) < 100
-    assert -20 * MIB < asked[-1] - room.RESERVE < 40 * MIB
+    assert -20 * MIB < asked[-1] - headroom.RESERVE < 40 * MIB
 
 
 @pytest.mark.parametrize("chosen", ("zh", "en"))
@@ -160,9 +160,9 @@ def test_what_is_freed_may_be_used_again(small_machine) -> None:
 def test_trying_leaves_no_trace_in_the_measurement() -> None:
     """An operator's result is worked out when it first comes with such arguments."""
     for name in ("mlp", "adamw_for_loop", "sparse_embedding", "transformer_encoder"):
-        room._sizes.clear()
+        headroom._sizes.clear()
         first, second = measured_anew(name), measured_anew(name)
-        assert room._sizes
+        assert headroom._sizes
         assert [(e.size, e.role, e.operator) for e in first.events] == [
             (e.size, e.role, e.operator) for e in second.events
         ]
@@ -184,7 +184,7 @@ def test_the_machine_is_asked_once_for_a_small_step(small_machine) -> None:
 
 
 def test_where_nobody_knows_nothing_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(room, "available_memory", lambda: None)
+    monkeypatch.setattr(headroom, "available_memory", lambda: None)
     assert measure(lambda: torch.empty(4)).peak == 16
 
 
@@ -201,10 +201,12 @@ class Foreseen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        foreseen = room.bytes_made(func, args, kwargs)
-        given = room._storages(args, kwargs)
+        foreseen = headroom.bytes_made(func, args, kwargs)
+        given = headroom._storages(args, kwargs)
         made = func(*args, **kwargs)
-        size = sum(size for storage, size in room._storages(made).items() if storage not in given)
+        size = sum(
+            size for storage, size in headroom._storages(made).items() if storage not in given
+        )
         if foreseen == size:
             self.right += 1
         else:
@@ -230,7 +232,7 @@ def test_sizes_are_foreseen_to_the_byte(name: str) -> None:
 
 def test_what_decides_a_size_is_told_apart() -> None:
     aten, x = torch.ops.aten, torch.ones(4, 6)
-    made = room.bytes_made
+    made = headroom.bytes_made
     assert made(aten.repeat.default, (x, [1, 2]), {}) == 192
     assert made(aten.repeat.default, (x, [2, 2]), {}) == 384
     assert made(aten._to_copy.default, (x,), {"dtype": torch.float64}) == 192
@@ -253,15 +255,15 @@ def test_the_limits_of_control_groups(tmp_path) -> None:
     write(tmp_path / "v2/user", memory__max=1000, memory__current=700,
           memory__stat="anon 5\ninactive_file 50\nslab 6")  # fmt: skip
     write(tmp_path / "v2/user/one", memory__max=900, memory__current=600, memory__stat="anon 5")
-    assert sorted(room._left_in_control_groups(tmp_path / "v2", mine)) == [300, 350]
+    assert sorted(headroom._left_in_control_groups(tmp_path / "v2", mine)) == [300, 350]
 
     mine.write_text("5:cpu:/a\n4:memory:/a\n")
     write(tmp_path / "v1/memory", memory__limit_in_bytes=2**63 - 4096)
     write(tmp_path / "v1/memory/a", memory__limit_in_bytes=500, memory__usage_in_bytes=100,
           memory__stat="inactive_file 1\ntotal_inactive_file 30")  # fmt: skip
-    assert room._left_in_control_groups(tmp_path / "v1", mine) == [430]
-    assert room._left_in_control_groups(tmp_path, tmp_path / "nowhere") == []
+    assert headroom._left_in_control_groups(tmp_path / "v1", mine) == [430]
+    assert headroom._left_in_control_groups(tmp_path, tmp_path / "nowhere") == []
 
 
 def test_this_machine_has_some_memory_left() -> None:
-    assert 0 < room.available_memory() <= psutil.virtual_memory().total
+    assert 0 < headroom.available_memory() <= psutil.virtual_memory().total

@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from course_lib.memory import Role, measure, simulated
+from course_lib.memory.operators import parts
+from course_lib.memory.reach import tensors
 from course_lib.models import Block, PaperBlock, Sizes, Transformer, random_tokens
-from course_lib.reach import tensors
-from course_lib.recorder import parts
 from course_lib.saved import saved_tensors
 
 VALUES = 32 * 64 * 4  # bytes of the input below

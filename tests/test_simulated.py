@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from independent import Step
-from steps import STEPS, Blocks
 from torch import nn
 
 from course_lib import language
 from course_lib.memory import MemoryTrace, Role, measure, simulated
-from course_lib.simulation import ValueUnknown
+from course_lib.memory.ranks import ONLY_IN_A_GROUP
+from course_lib.memory.simulation import ValueUnknown
+from support.independent import Step
+from support.steps import STEPS, Blocks
 
-UNSEEN = {Role.WORKSPACE, Role.RANDOM_STATE}
+UNSEEN = {Role.WORKSPACE, Role.RANDOM_STATE, Role.OFFLOADED, *ONLY_IN_A_GROUP}
 NOT_SIMULATED = {
     # shapes or values that only the data know
     "data_dependent_shapes",

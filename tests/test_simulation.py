@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from course_lib import language
-from course_lib.chains import chain_of
-from course_lib.kernels import KNOWN_DIFFERENCES
 from course_lib.memory import MemoryTrace, Role, measure, simulated, simulated_copy
-from course_lib.simulation import ValueUnknown
+from course_lib.memory.kernels import KNOWN_DIFFERENCES
+from course_lib.memory.simulation import ValueUnknown
+from course_lib.plans.chains import chain_of
 
 UNSEEN = (Role.WORKSPACE, Role.RANDOM_STATE)
 
@@ -653,14 +653,14 @@ def test_a_loss_that_keeps_the_storage_of_its_elements_lets_it_go() -> None:
 
 @pytest.mark.parametrize("spoken", ["zh", "en"])
 def test_a_lazy_module_is_refused_in_words(spoken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_chosen", spoken)
+    monkeypatch.setattr(language.choice, "_chosen", spoken)
     with pytest.raises(RuntimeError, match=r"LazyLinear.*simulated_copy"), simulated():
         nn.LazyLinear(8)
 
 
 @pytest.mark.parametrize("spoken", ["zh", "en"])
 def test_two_simulations_do_not_mix(spoken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_chosen", spoken)
+    monkeypatch.setattr(language.choice, "_chosen", spoken)
     with simulated():
         model, x = nn.Linear(4, 4), torch.ones(2, 4)
     with pytest.raises(RuntimeError, match=r"with simulated\(\):.*measure"), simulated():

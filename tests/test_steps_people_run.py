@@ -15,11 +15,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from independent import Step, count
 from torch import Tensor, nn
 
-from course_lib import language, recorder
-from course_lib.memory import MemoryTrace, Role, measure, measuring, simulated
+from course_lib import language
+from course_lib.memory import MemoryTrace, Role, measure, measuring, simulated, sources
+from support.independent import Step, count
 
 UNSEEN_WHEN_SIMULATED = (Role.WORKSPACE, Role.RANDOM_STATE)
 
@@ -98,7 +98,7 @@ def test_what_libraries_put_around_an_optimizer_is_seen_through() -> None:
 
 @pytest.mark.parametrize("spoken", ["zh", "en"])
 def test_something_that_is_no_optimizer(spoken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_chosen", spoken)
+    monkeypatch.setattr(language.choice, "_chosen", spoken)
     with pytest.raises(TypeError, match=r"optimizer.*Optimizer.*int"):
         measure(lambda: None, None, [torch.optim.SGD(block().parameters()), 3])
 
@@ -368,7 +368,7 @@ def test_tensors_that_a_module_holds_as_attributes_exist_before() -> None:
 def test_trouble_of_the_measuring_never_ends_the_step(
     spoken: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language, "_chosen", spoken)
+    monkeypatch.setattr(language.choice, "_chosen", spoken)
     model, x = block(), torch.randn(8, 16)
     calls = []
 
@@ -378,8 +378,8 @@ def test_trouble_of_the_measuring_never_ends_the_step(
             raise LookupError("there is no such place")
         return original(self, tensor)
 
-    original = getattr(recorder.CPUAllocator, where)
-    monkeypatch.setattr(recorder.CPUAllocator, where, fails)
+    original = getattr(sources.CPUAllocator, where)
+    monkeypatch.setattr(sources.CPUAllocator, where, fails)
     finished = []
     with pytest.raises(RuntimeError, match="there is no such place"):
         measure(lambda: finished.append(model(x).sum().backward()), model, inputs=x)
@@ -391,7 +391,7 @@ def test_trouble_of_the_measuring_never_ends_the_step(
 
 
 def test_without_headroom_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("course_lib.room.available_memory", lambda: 0)
+    monkeypatch.setattr("course_lib.memory.headroom.available_memory", lambda: 0)
     with pytest.raises(MemoryError), measuring():
         torch.ones(100_000)
     with measuring(headroom=False) as trace:

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from course_lib.gradients import same_gradients
 from course_lib.memory import measure
-from course_lib.wrapping import checkpoint_blocks, checkpointed, plain_blocks
+from course_lib.wrapping.blocks import checkpoint_blocks, checkpointed, plain_blocks
 
 
 class Layer(nn.Module):

@@ -27,9 +27,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from course_lib import memory
 from course_lib.lightning import GradientCheckpointing, MemoryMonitor, quiet
-from course_lib.wrapping import checkpoint_blocks, plain_blocks
+from course_lib.memory import Role, measurement
+from course_lib.wrapping.blocks import checkpoint_blocks, plain_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -269,7 +269,7 @@ def test_training_goes_on_whatever_becomes_of_the_measuring(make):
         trainer = fit(watched, monitor, **options)
     assert trainer.global_step == 4
     assert same_weights(plain, watched)
-    assert memory.measure(lambda: torch.zeros(8)).peak == 32  # nothing was left running
+    assert measurement.measure(lambda: torch.zeros(8)).peak == 32  # nothing was left running
     if make is Compiled:
         assert monitor.traces[1].peak > 0
 
@@ -289,7 +289,7 @@ def test_a_profiler_that_is_running_already_is_a_warning():
 @pytest.mark.parametrize("moment", ["begin", "end", "logging"])
 def test_whatever_the_measuring_raises_is_a_warning(moment, monkeypatch, tmp_path):
     """At its begin, at its end and in the logger; ours are the errors, the training is real."""
-    real = memory.measuring
+    real = measurement.measuring
 
     def breaks(*arguments, **options):
         if moment == "begin":
@@ -313,7 +313,7 @@ def test_whatever_the_measuring_raises_is_a_warning(moment, monkeypatch, tmp_pat
                 raise LookupError("no such thing")
             super().log_metrics(metrics, step)
 
-    monkeypatch.setattr("course_lib.lightning.measuring", breaks)
+    monkeypatch.setattr("course_lib.lightning.monitor.measuring", breaks)
     plain, watched = Plain(), Plain()
     fit(plain)
     monitor = MemoryMonitor([1])
@@ -324,7 +324,7 @@ def test_whatever_the_measuring_raises_is_a_warning(moment, monkeypatch, tmp_pat
     assert list(monitor.traces) == ([1] if moment == "logging" else [])
     assert same_weights(plain, watched)
     monkeypatch.undo()
-    assert memory.measure(lambda: torch.zeros(8)).peak == 32
+    assert measurement.measure(lambda: torch.zeros(8)).peak == 32
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, KeyboardInterrupt])
@@ -340,7 +340,7 @@ def test_the_trainings_own_errors_pass_unchanged(error):
         fit(Broken(), monitor)
     assert caught.type is SystemExit or str(caught.value) == "in the step"
     assert monitor.traces == {}
-    assert memory.measure(lambda: torch.zeros(8)).peak == 32
+    assert measurement.measure(lambda: torch.zeros(8)).peak == 32
 
 
 class Two(Plain):
@@ -373,7 +373,7 @@ def test_every_optimizer_is_handed_to_the_measuring(make, monkeypatch):
         assert not headroom  # nothing of the measuring may refuse a step of the training
         raise LookupError
 
-    monkeypatch.setattr("course_lib.lightning.measuring", noted)
+    monkeypatch.setattr("course_lib.lightning.monitor.measuring", noted)
     with warnings.catch_warnings(action="ignore"):
         trainer = fit(make(), MemoryMonitor([2]))
     expected = trainer.optimizers if make is Two else trainer.optimizers[0]
@@ -387,7 +387,7 @@ def test_the_moments_of_every_optimizer_are_its_state():
     model, monitor = Two(), MemoryMonitor([4])
     fit(model, monitor)
     parameters = sum(p.nbytes for p in model.parameters())
-    state = monitor.traces[4].before[memory.Role.OPTIMIZER_STATE]
+    state = monitor.traces[4].before[Role.OPTIMIZER_STATE]
     assert state == 2 * parameters + 4 * len(list(model.parameters()))
 
 

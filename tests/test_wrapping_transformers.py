@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from course_lib.lightning import GradientCheckpointing, quiet
-from course_lib.memory import Role, measure
-from course_lib.wrapping import checkpoint_blocks, checkpointed, plain_blocks
+from course_lib.memory import measure
+from course_lib.wrapping.blocks import checkpoint_blocks, checkpointed, plain_blocks
 
 transformers = pytest.importorskip("transformers")
 from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E402
@@ -160,7 +160,7 @@ def test_the_same_bytes_and_gradients_as_the_librarys_own_switch(name):
 
 
 def kept(trace) -> int:
-    return sum(trace.kept[role] for role in (Role.ACTIVATION, Role.CHECKPOINT, Role.RANDOM_STATE))
+    return trace.kept_for_backward()
 
 
 def test_the_cache_is_switched_off_said_and_put_back():

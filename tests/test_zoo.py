@@ -20,17 +20,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import zoo
-from independent import Count, Step, bytes_of, count
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from course_lib import memory
-from course_lib.memory import MemoryTrace, Role, measure, simulated
+from course_lib.memory import MemoryTrace, Role, measure, simulated, simulated_copy
 from course_lib.wrapping import checkpoint_blocks
+from support import zoo
+from support.independent import Count, Step, bytes_of, count
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -224,7 +223,7 @@ def through_a_copy(name: str) -> MemoryTrace:
     model, inputs = zoo.MODELS[name].make()
 
     def make() -> Step:
-        step = zoo.training(*memory.simulated_copy(model, inputs))
+        step = zoo.training(*simulated_copy(model, inputs))
         step.run()
         gc.collect()
         return step
@@ -245,9 +244,6 @@ def test_the_simulated_step_is_the_real_one(name: str, tally: Tally) -> None:
                 end.append("refused")
                 return
             assert name in zoo.MODELS, refusal
-            if not hasattr(memory, "simulated_copy"):
-                end.append("skipped")
-                pytest.skip("simulated_copy is not there yet")
             trace = through_a_copy(name)
             end.append("equal by a copy")
         assert name not in REFUSED, "it can be simulated by now: take it out of the table"
@@ -258,8 +254,6 @@ def test_the_simulated_step_is_the_real_one(name: str, tally: Tally) -> None:
 
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_a_simulated_copy_is_the_real_model(name: str, tally: Tally) -> None:
-    if not hasattr(memory, "simulated_copy"):
-        pytest.skip("simulated_copy is not there yet")
     with told(tally, "simulated copy") as end:
         real = measured(name)
         try:

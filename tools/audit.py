@@ -12,7 +12,7 @@ import tempfile
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 EXPLAINED: dict[str, str] = {}  # a finding's number: why it does not concern the course
 
 

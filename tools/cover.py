@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 ELSEWHERE = (
     "test_code", "test_course_command", "test_dev", "test_interruptions", "test_notebooks*",
     "test_readme",

@@ -32,18 +32,28 @@ from pathlib import Path
 import pytest
 from coverage import CoverageData
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 EXPLAINED = Path(__file__).with_name("survivors.txt")
-SUBJECTS = {  # module: the test files that are about it
-    "memory": ("test_memory", "test_memory_properties", "test_simulated"),
-    "plans": ("test_plans", "test_placement"),
-    "exercises": ("test_exercises",),
-    "exercises_checking": ("test_exercises_checking",),
-    "exercises_numbers": ("test_exercises_numbers",),
-    "exercises_checkpoint": ("test_exercises_checkpoint",),
-    "exercises_lightning": ("test_exercises_lightning",),
-    "exercises_plans": ("test_exercises_plans",),
-    "exercises_recompute": ("test_exercises_recompute",),
+SUBJECTS = {  # module, as a path in course_lib: the test files that are about it
+    "memory/measurement": ("test_memory", "test_memory_properties", "test_simulated"),
+    "memory/replay": ("test_memory", "test_memory_properties", "test_simulated"),
+    "memory/roles": ("test_memory", "test_memory_properties", "test_simulated"),
+    "plans/plan": ("test_plans", "test_placement"),
+    "notebook/predictions": ("test_exercises",),
+    "lessons/start_here/checkers": ("test_exercises",),
+    "lessons/activation_memory/checkers": ("test_exercises",),
+    "notebook/checking": ("test_exercises_checking",),
+    "notebook/typed_numbers": ("test_exercises_numbers",),
+    "lessons/torch_checkpoint/checkers": ("test_exercises_checkpoint",),
+    "lessons/lightning_flag/checkers": ("test_exercises_lightning",),
+    "lessons/placing_checkpoints/checkers": ("test_exercises_plans",),
+    "lessons/your_own_model/checkers": ("test_exercises_your_own",),
+    "lessons/your_own_model/error_message": ("test_your_own_model",),
+    "lessons/manual_recomputation/cases": ("test_exercises_recompute",),
+    "lessons/manual_recomputation/chains": ("test_exercises_recompute",),
+    "lessons/manual_recomputation/checkers": ("test_exercises_recompute",),
+    "lessons/manual_recomputation/judging": ("test_exercises_recompute",),
+    "lessons/manual_recomputation/several": ("test_exercises_recompute",),
 }
 OTHER = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -184,7 +194,7 @@ class Copy:
         if not chosen:
             return None
         path = self.root / "course_lib" / f"{mutant.module}.py"
-        for cached in path.parent.glob(f"__pycache__/{mutant.module}.*"):
+        for cached in path.parent.glob(f"__pycache__/{path.stem}.*"):
             cached.unlink()  # a change within the same second would go unseen
         whole = path.read_bytes()
         path.write_bytes(whole[: mutant.begin] + mutant.new.encode() + whole[mutant.end :])

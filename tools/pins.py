@@ -12,7 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 FILES = (
     "requirements.txt", "requirements-test.txt", "requirements-dev.txt", "requirements-audit.txt",
     "pyproject.toml",

@@ -1,6 +1,7 @@
 """What the README takes from elsewhere: figures of the stored benchmarks, a film of lesson 00.
 
-`python tests/readme.py` writes the figures into the README; tests compare both with their sources.
+`python course.py dev readme` writes the figures into the README; tests compare both with
+their sources.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from notebooks import Lesson
+    from support.notebooks import Lesson
 
 ROOT = Path(__file__).resolve().parent.parent
 README, BENCHMARKS = ROOT / "README.md", ROOT / "assets" / "benchmarks.md"
@@ -48,11 +49,49 @@ WORDS = {
 }
 
 
+# Planning: the two steps that are quoted, and what each tool answers, which no figure says.
+PLANNED, DECODER = "encoder, 4 layers, d 128, 8 × 64", "`LlamaForCausalLM`, 6 layers, 4 × 64 tokens"
+PLANNING = {
+    "zh": (
+        "给检查点做规划，预算都在没有检查点和每块一个检查点的正中间。误差是工具说的峰值减去照它的方"
+        "案做、由 profiler 数出来的峰值，字节；“代填”是它只肯从 CUDA 取的一个数由我们在 CPU 上"
+        "数出来：",
+        ("工具", "回答什么", "误差，编码器", "实际放得下", "误差，Llama 解码器",
+         "时间，是原样运行一步的几倍：中位数（最小–最大）"),
+    ),
+    "en": (
+        "Planning checkpoints, the budget half way between none and one on every block. The error "
+        "is the peak that the tool states less the one that the profiler counts under its plan, in "
+        "bytes; “filled in” is a figure that it takes from CUDA alone, counted by us on the CPU:",
+        ("tool", "answers", "error, encoder", "really fits", "error, Llama decoder",
+         "time, bare step = 1: median (least–greatest)"),
+    ),
+}  # fmt: skip
+ANSWERS = {
+    "`advise`": (
+        "任何模型的峰值、放哪里、多做多少运算",
+        "peak, places and operations, of any model",
+    ),
+    "`ckptplan`, activation bytes filled in": (
+        "一串块里放哪些；只算激活值",
+        "which blocks of a chain; activations alone",
+    ),
+    "`sac_milp`, operators' times filled in": (
+        "哪些模块，留下哪些算子；峰值的上界",
+        "which modules, keeping which operators; a bound on the peak",
+    ),
+    "`accelerate estimate-memory`": (
+        "参数的 4 倍；没有方案，不看输入",
+        "4 times the parameters; no plan, whatever the input",
+    ),
+}
+
+
 IN_CHINESE = {
     "saved-tensor hooks": "saved-tensor 钩子",
     "saved-tensor hooks, each storage once": "saved-tensor 钩子，每块存储只算一次",
 }
-FILMED = "counts_explorer(measured)"  # what the cell calls whose slider is filmed
+FILMED = "counts_explorer(measured, start=4)"  # what the cell calls whose slider is filmed
 
 
 def filmed(lesson: Lesson) -> str:
@@ -104,7 +143,43 @@ def quoted(language: str, benchmarks: str) -> str:
         ),
     ]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join(filter(None, (before, table, per_operator(language, benchmarks), after)))
+    parts = (before, table, per_operator(language, benchmarks), planned(language, benchmarks))
+    return "\n\n".join(filter(None, (*parts, after)))
+
+
+def planned(language: str, benchmarks: str) -> str:
+    """What tools that plan checkpoints say, and how far off they are; empty without figures."""
+    part = benchmarks.partition("<!-- planning -->")[2]
+    if not part:
+        return ""
+    plans, times = tables(part)[:2]
+    before, head = PLANNING[language]
+    seconds = row_of(times, PLANNED)
+    lines = [head, ("---", "---", "---:", "---:", "---:", "---:")]
+    for tool, answers in ANSWERS.items():
+        encoder, decoder = (
+            next(
+                row
+                for row in plans
+                if step in row["训练步骤 · step"] and tool in row["工具 · tool"]
+            )
+            for step in (PLANNED, DECODER)
+        )
+        both = encoder["工具 · tool"]
+        chinese = language == "zh"
+        fits = encoder["放得下 · fits"]
+        zh, _, en = fits.partition(" · ")
+        lines.append((
+            both.partition(" · ")[0] if chinese else tool,
+            answers[0] if chinese else answers[1],
+            encoder["误差 · error"],
+            fits if not en else zh if chinese else en,
+            f"✗ {said}" if (said := decoder["工具说的峰值 · peak, as the tool has it"])[0] == "`"
+            else decoder["误差 · error"],
+            seconds[both],
+        ))  # fmt: skip
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{before}\n\n{table}"
 
 
 def per_operator(language: str, benchmarks: str) -> str:

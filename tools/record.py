@@ -1,6 +1,6 @@
 """Film lesson 00's slider in real JupyterLab, for the README.
 
-python tests/browser/record.py assets/slider.gif
+python tools/record.py assets/slider.gif
 
 The film says in its comment which stored picture of the lesson it belongs to, so that a test can
 tell when the lesson has moved on.
@@ -11,15 +11,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from lab import Screen, chromium, find_chromium, jupyterlab  # noqa: E402
 from PIL import Image, ImageColor  # noqa: E402
-from readme import FILMED, filmed  # noqa: E402
 
-from course_lib.figures import COLOURS  # noqa: E402
-from notebooks import build, lessons  # noqa: E402
+from course_lib.figures.palette import COLOURS  # noqa: E402
+from support.lab import Screen, chromium, find_chromium, jupyterlab  # noqa: E402
+from support.notebooks import build, lessons  # noqa: E402
+from tools.readme import FILMED, filmed  # noqa: E402
 
 PATIENCE = 600_000  # milliseconds
 MILLISECONDS, PAUSE = 450, 1800

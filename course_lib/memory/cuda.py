@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import torch
 
-from .allocator import Happening, where_storage_begins
-from .language import text
+from ..language import text
+from .sources import AllocatorEvent, where_storage_begins
 
 
 class CUDAAllocator:
@@ -36,6 +36,8 @@ class CUDAAllocator:
 
     name = "cuda allocator"
     sees_workspace = True
+    on_host = False
+    simulated = False
     sees_numbers = False
 
     def __init__(self, device: torch.device) -> None:
@@ -56,9 +58,13 @@ class CUDAAllocator:
         self._label_before = torch.cuda.memory._get_memory_metadata()
         torch.cuda.memory._set_memory_metadata("")
         torch.cuda.memory._record_memory_history(
-            "all", context=None, stacks="python", max_entries=MOST_ENTRIES, clear_history=True,
+            "all",
+            context=None,
+            stacks="python",
+            max_entries=MOST_ENTRIES,
+            clear_history=True,
             skip_actions=["free_requested", "segment_alloc", "segment_free", "oom", "snapshot"],
-        )  # fmt: skip
+        )
 
     def mark(self) -> None:
         """Put the next mark into the stream; marks are numbered from 0."""
@@ -92,7 +98,7 @@ class CUDAAllocator:
     def resized(self, storage: torch.UntypedStorage) -> None:
         """Nothing to do, for the same reason."""
 
-    def stop(self) -> list[Happening]:
+    def stop(self) -> list[AllocatorEvent]:
         """End listening; everything that happened, in order.
 
         Raises RuntimeError if the step did more than the history can hold.
@@ -119,14 +125,16 @@ _measurements = itertools.count()
 _KINDS: dict[str, Literal["allocate", "free"]] = {"alloc": "allocate", "free_completed": "free"}
 
 
-def read_history(history: Iterable[Mapping[str, Any]], label: str, marks: int) -> list[Happening]:
+def read_history(
+    history: Iterable[Mapping[str, Any]], label: str, marks: int
+) -> list[AllocatorEvent]:
     """One device's trace, as ``torch.cuda.memory._snapshot`` returns it, as a stream.
 
     ``label``: what the marks' labels begin with; the number of the latest mark follows.
     ``marks``: how many there were. Entries that carry another label, or none, come from other
     threads or from before the first mark.
     """
-    stream: list[Happening] = []
+    stream: list[AllocatorEvent] = []
     passed, begin, time = 0, None, 0.0
     for entry in history:
         kind = _KINDS.get(entry["action"])
@@ -136,10 +144,10 @@ def read_history(history: Iterable[Mapping[str, Any]], label: str, marks: int) -
         time = (entry["time_us"] - begin) / 1e6
         if entry["user_metadata"].startswith(label):
             for number in range(passed, int(entry["user_metadata"].removeprefix(label)) + 1):
-                stream.append(Happening("mark", number, 0, time))
+                stream.append(AllocatorEvent("mark", number, 0, time))
                 passed = number + 1
-        stream.append(Happening(kind, entry["addr"], entry["size"], time))
-    return stream + [Happening("mark", number, 0, time) for number in range(passed, marks)]
+        stream.append(AllocatorEvent(kind, entry["addr"], entry["size"], time))
+    return stream + [AllocatorEvent("mark", number, 0, time) for number in range(passed, marks)]
 
 
 # --- which GPU ----------------------------------------------------------------------------------

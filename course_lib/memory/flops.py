@@ -25,7 +25,7 @@ from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import flop_counter
 
-from .language import text
+from ..language import text
 
 Formula = Callable[..., int | None]
 
@@ -109,8 +109,12 @@ def _cannot_tell(*_: Any, **__: Any) -> None:
 
 _PLAIN = frozenset((Tensor, nn.Parameter, FakeTensor))
 _SPARSE = (
-    torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc,
-)  # fmt: skip
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
+)
 
 
 def _here(tensor: Tensor) -> Tensor:
@@ -206,9 +210,16 @@ def _sampled(at: Tensor, left: Tensor, *_: Any, **__: Any) -> int | None:
 
 
 def _trilinear(
-    i1: Tensor, i2: Tensor, i3: Tensor,
-    expand1: Any, expand2: Any, expand3: Any, sumdim: Any, *_: Any, **__: Any
-) -> int:  # fmt: skip
+    i1: Tensor,
+    i2: Tensor,
+    i3: Tensor,
+    expand1: Any,
+    expand2: Any,
+    expand3: Any,
+    sumdim: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
     """``(i1 * i2 * i3)`` summed over ``sumdim``, as two products of two (``Linear.cpp``)."""
 
     def widened(tensor: Tensor, expanded: list[int]) -> list[int]:
@@ -237,10 +248,23 @@ def _cdist(x1: Tensor, x2: Tensor, p: float, mode: int | None, *_: Any, out_val:
 
 
 def _chunked_loss(
-    x: Tensor, weight: Tensor, target: Any, bias: Any, weights: Any, reduction: str,
-    ignored: Any, smoothing: Any, chunk: Any, policy: Any, dtype: Any, again: Any,
-    input_grad: bool, weight_grad: bool, *_: Any, **__: Any
-) -> int:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    target: Any,
+    bias: Any,
+    weights: Any,
+    reduction: str,
+    ignored: Any,
+    smoothing: Any,
+    chunk: Any,
+    policy: Any,
+    dtype: Any,
+    again: Any,
+    input_grad: bool,
+    weight_grad: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
     """``linear_cross_entropy`` in chunks: its forward pass takes the gradients as well.
 
     Beside the large products it multiplies two vectors, as long as there are rows.
@@ -264,16 +288,34 @@ def _conv_transposed(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
 
 
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
-    transposed: bool, *_: Any, out_val: Any, **__: Any
-) -> int:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    *_: Any,
+    out_val: Any,
+    **__: Any,
+) -> int:
     return _conv_transposed(x, weight) if transposed else _conv(x, weight, out_val=out_val)
 
 
 def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
-    transposed: bool, output_padding: Any, groups: Any, mask: Any, **_: Any
-) -> int:  # fmt: skip
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: Any,
+    mask: Any,
+    **_: Any,
+) -> int:
     """Each of the two gradients has the forward pass's products, in groups too.
 
     (PyTorch's formula takes the weight's gradient for one without groups.)
@@ -365,15 +407,27 @@ _FORMULAS = _table(
     (_first_two, "quantized", "matmul"),
     (_added, "aten", "addmm baddbmm addmv _addmm_activation _sparse_addmm sspaddmm"),
     (_added_over_batch, "aten", "addbmm"),
-    (_linear, "aten", "linear mkldnn_linear _weight_int4pack_mm _weight_int4pack_mm_for_cpu "
-     "_weight_int4pack_mm_with_scales_and_zeros _weight_int8pack_mm _dyn_quant_matmul_4bit "
-     "_mixed_dtypes_linear"),
-    (_linear, "quantized", "linear linear_dynamic linear_dynamic_fp16 linear_leaky_relu "
-     "linear_dynamic_fp16_unpacked_weight linear_relu linear_relu_dynamic linear_tanh "
-     "linear_relu_dynamic_fp16 linear_with_input_q_dq_qweight_dq_output_fp32 "
-     "linear_with_input_q_dq_qweight_dq_relu_output_fp32 int4mm_packed_weight_cpu"),
-    (_linear, "_quantized", "linear linear_dynamic wrapped_quantized_linear "
-     "wrapped_fbgemm_linear_fp16_weight _wrapped_quantized_linear_prepacked"),
+    (
+        _linear,
+        "aten",
+        "linear mkldnn_linear _weight_int4pack_mm _weight_int4pack_mm_for_cpu "
+        "_weight_int4pack_mm_with_scales_and_zeros _weight_int8pack_mm _dyn_quant_matmul_4bit "
+        "_mixed_dtypes_linear",
+    ),
+    (
+        _linear,
+        "quantized",
+        "linear linear_dynamic linear_dynamic_fp16 linear_leaky_relu "
+        "linear_dynamic_fp16_unpacked_weight linear_relu linear_relu_dynamic linear_tanh "
+        "linear_relu_dynamic_fp16 linear_with_input_q_dq_qweight_dq_output_fp32 "
+        "linear_with_input_q_dq_qweight_dq_relu_output_fp32 int4mm_packed_weight_cpu",
+    ),
+    (
+        _linear,
+        "_quantized",
+        "linear linear_dynamic wrapped_quantized_linear "
+        "wrapped_fbgemm_linear_fp16_weight _wrapped_quantized_linear_prepacked",
+    ),
     (_linear, "onednn", "linear_dynamic_fp16 linear_relu_dynamic_fp16 qlinear_pointwise"),
     (_linear, "sparse", "qlinear qlinear_dynamic qlinear_relu qlinear_relu_dynamic"),
     (_linear, "mkldnn", "_linear_pointwise"),
@@ -396,28 +450,44 @@ _FORMULAS = _table(
     (_chunked_losses, "torch_nn", "_linear_cross_entropy_batch_chunked_no_reduction"),
     (_convolution, "aten", "convolution _convolution convolution_overrideable"),
     (_convolution_backward, "aten", "convolution_backward convolution_backward_overrideable"),
-    (_conv, "aten", "_conv_depthwise2d conv_depthwise3d _slow_conv2d_forward slow_conv3d_forward "
-     "slow_conv_dilated2d slow_conv_dilated3d mkldnn_convolution _nnpack_spatial_convolution "
-     "cudnn_convolution cudnn_convolution_relu cudnn_convolution_add_relu miopen_convolution "
-     "miopen_convolution_relu miopen_convolution_add_relu miopen_depthwise_convolution "
-     "_mps_convolution"),
+    (
+        _conv,
+        "aten",
+        "_conv_depthwise2d conv_depthwise3d _slow_conv2d_forward slow_conv3d_forward "
+        "slow_conv_dilated2d slow_conv_dilated3d mkldnn_convolution _nnpack_spatial_convolution "
+        "cudnn_convolution cudnn_convolution_relu cudnn_convolution_add_relu miopen_convolution "
+        "miopen_convolution_relu miopen_convolution_add_relu miopen_depthwise_convolution "
+        "_mps_convolution",
+    ),
     (_conv, "mkldnn", "_convolution_pointwise"),
     (_conv_backward, "aten", "_slow_conv2d_backward"),
-    (_conv_transposed, "aten", "slow_conv_transpose2d slow_conv_transpose3d "
-     "cudnn_convolution_transpose miopen_convolution_transpose _mps_convolution_transpose"),
+    (
+        _conv_transposed,
+        "aten",
+        "slow_conv_transpose2d slow_conv_transpose3d "
+        "cudnn_convolution_transpose miopen_convolution_transpose _mps_convolution_transpose",
+    ),
     (_conv_over_time, "aten", "conv_tbc"),
-    (_attention, "aten", "_scaled_dot_product_flash_attention_for_cpu "
-     "_scaled_dot_product_attention_math_for_mps _triton_scaled_dot_attention "
-     "_scaled_dot_product_fused_attention_overrideable"),
-    (_attention_backward, "aten", "_scaled_dot_product_flash_attention_for_cpu_backward "
-     "_scaled_dot_product_fused_attention_overrideable_backward"),
+    (
+        _attention,
+        "aten",
+        "_scaled_dot_product_flash_attention_for_cpu "
+        "_scaled_dot_product_attention_math_for_mps _triton_scaled_dot_attention "
+        "_scaled_dot_product_fused_attention_overrideable",
+    ),
+    (
+        _attention_backward,
+        "aten",
+        "_scaled_dot_product_flash_attention_for_cpu_backward "
+        "_scaled_dot_product_fused_attention_overrideable_backward",
+    ),
     (_native_attention, "aten", "_native_multi_head_attention _triton_multi_head_attention"),
     (_encoder_layer, "aten", "_transformer_encoder_layer_fwd"),
     (_rnn, "aten", "mkldnn_rnn_layer"),
     (_rnn_backward, "aten", "mkldnn_rnn_layer_backward"),
     (_rnn_layers, "aten", "_cudnn_rnn miopen_rnn"),
     (_rnn_layers_backward, "aten", "_cudnn_rnn_backward miopen_rnn_backward"),
-)  # fmt: skip
+)
 
 
 def _reasons(**names: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .language import text
+from ..language import text
 
 RESERVE = 256 * 2**20  # bytes that always stay free, for the system and for what is not foreseen
 _STRIDE = 2**30  # bytes: the machine is asked at least this often, since others use it too
@@ -27,7 +27,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _sizes: dict[tuple, int] = {}  # bytes of an operator's results, by operator and arguments
 
 
-class Room:
+class Headroom:
     """The bytes that may still be handed out; the machine is asked when they seem used up.
 
     Counted as if nothing was ever freed, so most operators cost one look into a table.
@@ -119,12 +119,18 @@ def bytes_made(
 
 def _described(values: Any) -> tuple:
     """What decides the size of a result; nothing that would keep a tensor alive."""
-    return tuple([
-        (value.shape, value.dtype) if isinstance(value, Tensor)
-        else _described(value) if isinstance(value, (list, tuple))
-        else None if isinstance(value, torch.Generator) else value
-        for value in values
-    ])  # fmt: skip
+    return tuple(
+        [
+            (value.shape, value.dtype)
+            if isinstance(value, Tensor)
+            else _described(value)
+            if isinstance(value, (list, tuple))
+            else None
+            if isinstance(value, torch.Generator)
+            else value
+            for value in values
+        ]
+    )
 
 
 def _tried_without_bytes(func: Any, args: tuple, kwargs: dict[str, Any]) -> int:

@@ -32,8 +32,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..language import text
 from .kernels import REPLACEMENTS, corrected
-from .language import text
 from .values import Follower, copy_values, give_values, known_arguments, really, values_of
 
 __all__ = ["ValueUnknown", "simulated", "simulated_copy"]
@@ -609,10 +609,9 @@ def asking_line() -> str:
 _NOT_ASKING = (
     str(Path(torch.__file__).parent),
     contextlib.__file__,
-    *(str(Path(__file__).with_name(f"{name}.py"))
-      for name in ("simulation", "values", "kernels", "recorder", "memory")),
+    str(Path(__file__).parent),
     "<",
-)  # fmt: skip
+)
 
 
 def _described(file: str, line: int) -> str:

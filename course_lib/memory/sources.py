@@ -26,10 +26,10 @@ from torch._C._profiler import (
     _ExtraFields_Allocation,
 )
 
-from .language import text
+from ..language import text
 
 
-class Happening(NamedTuple):
+class AllocatorEvent(NamedTuple):
     """One entry of the stream.
 
     ``kind``: an allocation, a free, or a mark. ``address``: identifies the memory among what is
@@ -47,6 +47,8 @@ class Source(Protocol):
     """What :mod:`memory` needs of a place that memory comes from."""
 
     name: str
+    on_host: bool  # whether it is this machine's own memory, which can be used up
+    simulated: bool
     sees_workspace: bool  # whether memory inside an operator shows up
     sees_numbers: bool  # whether the 2 of x * 2 shows up, of which PyTorch makes a tensor
 
@@ -58,7 +60,7 @@ class Source(Protocol):
     def is_foreign(self, tensor: torch.Tensor) -> bool: ...
     def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None: ...
     def resized(self, storage: torch.UntypedStorage) -> None: ...
-    def stop(self) -> list[Happening]: ...
+    def stop(self) -> list[AllocatorEvent]: ...
 
 
 class CPUAllocator:
@@ -71,6 +73,8 @@ class CPUAllocator:
     """
 
     name = "cpu allocator"
+    on_host = True
+    simulated = False
     sees_workspace = True
     sees_numbers = True
 
@@ -147,7 +151,7 @@ class CPUAllocator:
                 del self._watched[address]
                 freed()
 
-    def stop(self) -> list[Happening]:
+    def stop(self) -> list[AllocatorEvent]:
         """End listening; everything that happened, in order."""
         self._watched.clear()
         if not torch.autograd._profiler_enabled():
@@ -174,7 +178,7 @@ class CPUAllocator:
 MARKS_HELD = 2**16  # then older ones are freed, and a very long step does not fill the memory
 
 
-def _marks_found(allocations: list[tuple[int, int, int]], marks: list[int]) -> list[Happening]:
+def _marks_found(allocations: list[tuple[int, int, int]], marks: list[int]) -> list[AllocatorEvent]:
     """The stream: ``allocations`` with those that are marks, at these addresses, taken for that.
 
     Each mark was held until the next one was made. So the last allocation at its address before
@@ -190,21 +194,28 @@ def _marks_found(allocations: list[tuple[int, int, int]], marks: list[int]) -> l
             found[place] = number
             number -= 1
     if number >= 0:
-        raise RuntimeError(f"{number + 1} of {len(marks)} marks were lost")
-    stream: list[Happening] = []
+        raise RuntimeError(
+            text(
+                zh="PyTorch 的 profiler 漏报了内存分配（别的线程同时在还内存时会这样，比如 gloo 的"
+                "线程），这次测量不作数：请再测一次。",
+                en="PyTorch's profiler lost an allocation, as it may while other threads, such as "
+                "gloo's, give memory back. This measurement does not count: measure again.",
+            )
+        )
+    stream: list[AllocatorEvent] = []
     held: set[int] = set()  # addresses of marks
     begin = allocations[0][0] if allocations else 0
     for place, (nanoseconds, address, size) in enumerate(allocations):
         time = (nanoseconds - begin) / 1e9
         if place in found:
             held.add(address)
-            stream.append(Happening("mark", found[place], 0, time))
+            stream.append(AllocatorEvent("mark", found[place], 0, time))
         elif size > 0:
-            stream.append(Happening("allocate", address, size, time))
+            stream.append(AllocatorEvent("allocate", address, size, time))
         elif address in held:
             held.remove(address)
         else:
-            stream.append(Happening("free", address, -size, time))
+            stream.append(AllocatorEvent("free", address, -size, time))
     return stream
 
 
@@ -224,11 +235,13 @@ class SimulatedTensors:
     """
 
     name = "simulated"
+    on_host = False
+    simulated = True
     sees_workspace = False
     sees_numbers = False
 
     def __init__(self) -> None:
-        self._stream: list[Happening] = []
+        self._stream: list[AllocatorEvent] = []
         self._alive: dict[int, _Storage] = {}  # by the storage's own identity
         self._resized = itertools.count(1)
         self._marks = 0
@@ -238,7 +251,7 @@ class SimulatedTensors:
 
     def mark(self) -> None:
         """Put the next mark into the stream; marks are numbered from 0."""
-        self._stream.append(Happening("mark", self._marks, 0, None))
+        self._stream.append(AllocatorEvent("mark", self._marks, 0, None))
         self._marks += 1
 
     def address(self, tensor: torch.Tensor) -> int:
@@ -256,8 +269,8 @@ class SimulatedTensors:
         return self._as_it_is_now(tensor.untyped_storage())
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """Say that storage got other bytes."""
-        if storage._cdata in self._alive:
+        """Say that storage got other bytes; that of which nobody knew had none before."""
+        if storage._cdata in self._alive or storage.nbytes():
             self._as_it_is_now(storage)
 
     def _as_it_is_now(self, storage: torch.UntypedStorage) -> int:
@@ -267,10 +280,10 @@ class SimulatedTensors:
             return known.address
         # A storage resized in place: as an allocator would, get new bytes, then free the old.
         address = identity if known is None else next(self._resized)
-        self._stream.append(Happening("allocate", address, size, None))
+        self._stream.append(AllocatorEvent("allocate", address, size, None))
         if known is not None:
             known.freed()
-        free = Happening("free", address, size, None)
+        free = AllocatorEvent("free", address, size, None)
         self._follow(storage, address, size, functools.partial(self._stream.append, free))
         return address
 
@@ -281,6 +294,8 @@ class SimulatedTensors:
     def watch(self, tensor: torch.Tensor, freed: Callable[[], None]) -> None:
         """Call ``freed`` when storage that existed before the start is freed."""
         storage = tensor.untyped_storage()
+        if storage._cdata in self._alive:
+            return  # it was filled by hand meanwhile, and the stream will say when it is freed
         self._follow(storage, storage._cdata, storage.nbytes(), freed)
 
     def _follow(
@@ -294,7 +309,7 @@ class SimulatedTensors:
 
         alive[identity] = _Storage(address, size, freed, weakref.ref(storage, gone))
 
-    def stop(self) -> list[Happening]:
+    def stop(self) -> list[AllocatorEvent]:
         """Everything that happened, in order."""
         self._alive.clear()
         return self._stream

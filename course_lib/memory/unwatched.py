@@ -9,8 +9,6 @@ bare step. This module knows these places, and how to have the bare step's bytes
 from __future__ import annotations
 
 import contextlib
-import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,10 +24,7 @@ from torch.utils._python_dispatch import (
 _run_backward = torch.autograd.graph._engine_run_backward
 ENGINE = _run_backward.__code__  # its frame is what calls an operator for the engine
 ACCUMULATES = 2**62  # the numbers of nodes that add up a parameter's gradient are above
-ADD = torch.ops.aten.add.Tensor
 CLONE = torch.ops.aten.clone.default
-ADD_IN_PLACE = torch.ops.aten.add_.Tensor
-_DENSE = torch.ops.aten.is_non_overlapping_and_dense.default
 
 # --- gradients that autograd computes in another way ---------------------------------------------
 
@@ -153,9 +148,13 @@ def functions_as_unwatched(met: set[str]) -> Iterator[None]:
         return ctc_loss(scores, targets, *map(as_list, others[:2]), *others[2:], **more)
 
     def noted_cross_entropy(
-        x: Any, target: Any, weight: Any = None, reduction: Any = 1, ignore_index: Any = -100,
+        x: Any,
+        target: Any,
+        weight: Any = None,
+        reduction: Any = 1,
+        ignore_index: Any = -100,
         label_smoothing: float = 0.0,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         if weight is not None and label_smoothing:
             met.add(WEIGHTED_SMOOTHING)
         return cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing)
@@ -210,87 +209,3 @@ def _put(there: list[TorchDispatchMode], wanted: list[TorchDispatchMode]) -> Non
         _pop_mode()
     for mode in wanted:
         _push_mode(mode)
-
-
-# --- sums that are put together in place ---------------------------------------------------------
-
-ZEROS = {
-    torch.ops.aten.zeros.default,
-    torch.ops.aten.new_zeros.default,
-    torch.ops.aten.zeros_like.default,
-}
-INTO_ZEROS = {  # the gradient of taking parts out: put the parts back into zeros
-    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
-    torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
-    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
-    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
-    torch.ops.aten.masked_scatter.default: torch.ops.aten.masked_scatter_.default,
-    torch.ops.aten.put.default: torch.ops.aten.put_.default,
-}
-
-
-# What a product of matrices ends with. Where it is followed by an addition inside one and the same
-# call, of F.linear or of attention, the bare step adds the bias or the mask in place
-# (aten/src/ATen/native/Linear.cpp, .../transformers/attention.cpp).
-PRODUCTS = {
-    torch.ops.aten._trilinear.default,
-    torch.ops.aten._unsafe_view.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.mm.default,
-    torch.ops.aten.mv.default,
-    torch.ops.aten.squeeze_.dim,
-    torch.ops.aten.view.default,
-}
-
-
-def could_add_in_place(first: Any, sole_owner: tuple[int, int]) -> bool:
-    """Whether a bare step would add to this tensor in place: only the C++ code at work holds it.
-
-    (torch/csrc/autograd/input_buffer.cpp) ``sole_owner``: :func:`counts_of_sole_owner`.
-    """
-    if not isinstance(first, Tensor) or _counts(first) != sole_owner:
-        return False
-    return _DENSE(first)
-
-
-def meets_itself(node: Any) -> bool:
-    """Whether two of the node's gradients go to one and the same place."""
-    edges = [edge for edge in node.next_functions if edge[0] is not None]
-    return len(set(edges)) < len(edges)
-
-
-def _counts(tensor: Tensor) -> tuple[int, int]:
-    if tensor.layout is not torch.strided:
-        return -1, -1
-    tensors = tensor._use_count()  # type: ignore[attr-defined]
-    return tensors, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
-
-
-@functools.cache
-def counts_of_sole_owner(simulated: bool) -> tuple[int, int]:
-    """The reference counts that a dispatch mode sees on a gradient only the engine holds.
-
-    Found by trying, since the mode itself holds some: two gradients meet at ``y`` below.
-    """
-    seen: list[tuple[int, int]] = []
-
-    class Look(TorchDispatchMode):
-        @classmethod
-        def _should_skip_dynamo(cls) -> bool:
-            return False
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            if func is ADD and sys._getframe(1).f_code is ENGINE:
-                seen.append(_counts(args[0]))
-            return func(*args, **(kwargs or {}))
-
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with torch.enable_grad(), FakeTensorMode() if simulated else contextlib.nullcontext():
-        x = torch.ones(2, requires_grad=True)
-        with Look():
-            y = x * 2
-            torch.autograd.grad((y.sin() * y.cos()).sum(), x)
-    return seen[0]

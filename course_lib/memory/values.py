@@ -193,10 +193,17 @@ class Follower:
     def _written(
         self, func: Any, kind: _Kind, args: tuple, kwargs: dict[str, Any], known: tuple | None
     ) -> None:
-        written = [kwargs.get(at) if isinstance(at, str) else args[at] for at in kind.writes
-                   if isinstance(at, str) or at < len(args)]  # fmt: skip
-        changed = [t for item in written for t in (item if isinstance(item, list) else [item])
-                   if isinstance(t, FakeTensor)]  # fmt: skip
+        written = [
+            kwargs.get(at) if isinstance(at, str) else args[at]
+            for at in kind.writes
+            if isinstance(at, str) or at < len(args)
+        ]
+        changed = [
+            t
+            for item in written
+            for t in (item if isinstance(item, list) else [item])
+            if isinstance(t, FakeTensor)
+        ]
         drawn = kind.draws and all(_is_whole(t) or t.numel() == 1 for t in changed)
         anew = (func in _FILLS or drawn) and _is_all_of_its_storage(args[0])
         if known is None and anew and _worth_knowing(args[0]) and _own_twin(args[0]):

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .language import memory_folder
-from .order import lesson_name
+from ..language import memory_folder
+from .missing_names import lesson_name
 
 _here: dict[str, dict[str, Any]] = {}  # by kind and key; all there is where nothing is remembered
 _lesson: str | None = None  # asked for once: the kernel's lesson does not change

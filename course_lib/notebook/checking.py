@@ -27,7 +27,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from .language import Bilingual
+from ..language import Bilingual
+from ..paths import LIBRARY
 
 Words = tuple[str, str]  # (zh, en)
 
@@ -199,8 +200,17 @@ class Answer:
         )
 
 
-_NOTHING = {"RESUME", "NOP", "CACHE", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST", "POP_TOP",
-            "COPY_FREE_VARS", "MAKE_CELL"}  # fmt: skip
+_NOTHING = {
+    "RESUME",
+    "NOP",
+    "CACHE",
+    "LOAD_CONST",
+    "RETURN_VALUE",
+    "RETURN_CONST",
+    "POP_TOP",
+    "COPY_FREE_VARS",
+    "MAKE_CELL",
+}
 
 
 def _does_nothing(function: Any) -> bool:
@@ -265,10 +275,16 @@ def words_of(error: BaseException) -> Words:
 
 _PATHS = sysconfig.get_paths()
 _NOT_THE_LEARNERS = tuple(
-    str(Path(path)) for path in
-    (Path(__file__).parent, Path(torch.__file__).parent, _PATHS["stdlib"], _PATHS["platstdlib"],
-     _PATHS["purelib"], _PATHS["platlib"])
-)  # fmt: skip
+    str(Path(path))
+    for path in (
+        LIBRARY,
+        Path(torch.__file__).parent,
+        _PATHS["stdlib"],
+        _PATHS["platstdlib"],
+        _PATHS["purelib"],
+        _PATHS["platlib"],
+    )
+)
 
 
 def line_of(error: BaseException) -> tuple[int, str] | None:
@@ -325,12 +341,14 @@ class _Watch:
             except IndexError:
                 continue
             if handle is None and time.monotonic() - since > PATIENCE:
-                handle = _show(Bilingual(
-                    zh=f"已经 {PATIENCE:g} 秒：检查器在等 {zh} 做完。有停不下来的循环吗？"
-                       "按停止按钮（■）可以中断，改好再运行。",
-                    en=f"{PATIENCE:g} seconds: the checker is waiting for {en} to finish. Does "
-                       "a loop in it never end? The stop button (■) interrupts it.",
-                ))  # fmt: skip
+                handle = _show(
+                    Bilingual(
+                        zh=f"已经 {PATIENCE:g} 秒：检查器在等 {zh} 做完。有停不下来的循环吗？"
+                        "按停止按钮（■）可以中断，改好再运行。",
+                        en=f"{PATIENCE:g} seconds: the checker is waiting for {en} to finish. Does "
+                        "a loop in it never end? The stop button (■) interrupts it.",
+                    )
+                )
         if handle is not None:
             handle.update(Bilingual(zh="", en=""))
 

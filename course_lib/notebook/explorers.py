@@ -1,27 +1,32 @@
 """Pictures that answer to sliders.
 
 An explorer has three parts: ``frame``, a pure function from the controls' values to data; ``draw``,
-which puts the data on a figure; and the binding, which is this module. What a slider shows is
-computed by ``frame`` from measurements, so it can be tested at every position without a browser.
+which puts the data on a figure; and the binding, which is this module and, in the page,
+``explorer.js``. What a slider shows is computed by ``frame`` from measurements, so it can be tested
+at every position without a browser.
+
+The pictures live in the page: a slider switches them there, without the kernel. The kernel draws
+the one that is asked for, and whenever it is idle those that may be asked for next.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import html
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+import anywidget
 import ipywidgets
+import traitlets
 
-from .figures import SIZE, Picture, image_html, picture_widths, style
+from ..figures.picture import SIZE, Picture, Touchable, picture_widths, style
+from ..language import LANGUAGES, Language, language, on_change, speaking, text
 from .idle import kernel_shell, when_idle
-from .language import columns, language, on_change, spoken, text
-from .names import Names
 
 Item = TypeVar("Item")
 AROUND, ROW = 200, 32  # pixels: JupyterLab's bars and the caption; a slider
@@ -29,11 +34,16 @@ EVERY_COMBINATION = 500  # more than this many are too many to try one by one
 AHEAD = 100  # positions around the one that is shown, drawn while nothing else is to be done
 REMEMBERED = 2 * AHEAD  # pictures of an explorer, some ten KiB each
 
+Position = tuple[int, ...]  # of each slider, where its value is among the control's
+_PAGE = Path(__file__).parent / "page" / "course-page" / "static"
+FRONT_END, STYLE_SHEET = _PAGE / "explorer.js", _PAGE / "explorer.css"
+
 
 @dataclass(frozen=True)
 class Control:
     """A slider that stops at each of ``values`` and begins at ``start``.
 
+    Over ``(False, True)`` it is a box to tick.
     ``name``: the argument of ``frame`` that it sets. ``zh``, ``en``: what the learner reads
     beside it. ``show``: how a value is written; asked again when the language changes. Raises
     ``ValueError`` if ``start`` is not one of ``values``.
@@ -50,9 +60,17 @@ class Control:
         if self.start not in self.values:
             raise ValueError(f"control {self.name}: start {self.start!r} is not in {self.values}")
 
-    def options(self) -> list[tuple[str, Any]]:
-        """What ``ipywidgets`` wants: (label, value)."""
-        return [(self.show(value), value) for value in self.values]
+    def in_page(self) -> dict[str, Any]:
+        """What the page needs: name, words (zh, en), and each value as it is written, by language.
+
+        The words for "both" are those of ``show`` when both are in use.
+        """
+        labels = {}
+        for spoken in LANGUAGES:
+            with speaking(spoken):
+                labels[spoken] = [str(self.show(value)) for value in self.values]
+        found = {"name": self.name, "words": [self.zh, self.en], "labels": labels}
+        return {**found, "toggle": True} if self.values == (False, True) else found
 
     def index(self, value: Any) -> int:
         """Where ``value`` is among the values. Raises ``ValueError`` if it is none of them."""
@@ -66,7 +84,28 @@ class Control:
         return self.values.index(value)
 
 
-class Explorer(ipywidgets.VBox):
+@dataclass(frozen=True)
+class Drawn:
+    """A picture and what is to be seen in it: (zh, en).
+
+    ``parts``: those that say something when they are touched.
+    """
+
+    png: bytes
+    words: tuple[str, str]
+    parts: Sequence[Touchable] = ()
+
+    def in_page(self) -> dict[str, Any]:
+        encoded = base64.b64encode(self.png).decode()
+        found = {"src": f"data:image/png;base64,{encoded}", "words": list(self.words)}
+        return {**found, **self.touched()}
+
+    def touched(self) -> dict[str, Any]:
+        """The parts as the page has them, if there are any."""
+        return {"parts": [[*where, *words] for where, words in self.parts]} if self.parts else {}
+
+
+class Explorer(anywidget.AnyWidget):
     """Sliders above a picture with a caption, all in the language in use.
 
     ``frame(**values)`` computes the data, ``draw(figure, data)`` draws it on an empty figure, and
@@ -76,6 +115,18 @@ class Explorer(ipywidgets.VBox):
     """
 
     more_rows = 0  # of controls beside the sliders
+
+    _esm = FRONT_END.read_text(encoding="utf-8")
+    _css = STYLE_SHEET.read_text(encoding="utf-8")
+    sliders = traitlets.List(traitlets.Dict()).tag(sync=True)
+    # Not echoed: an echo of where a slider was would take it back from where it is now.
+    index = traitlets.List(traitlets.Int()).tag(sync=True, echo_update=False)
+    language = traitlets.Unicode().tag(sync=True)
+    box = traitlets.Dict().tag(sync=True)  # how large the picture is
+    played = traitlets.Dict().tag(sync=True)  # the slider that can be played, and milliseconds
+    # By language and position. Each picture is sent once, by a message of its own: the page adds
+    # it to what it has. Here, only the one on show is kept, for a page that is opened again.
+    pictures = traitlets.Dict().tag(sync=True)
 
     def __init__(
         self,
@@ -87,22 +138,27 @@ class Explorer(ipywidgets.VBox):
     ):
         self.controls = {control.name: control for control in controls}
         self._frame, self._draw, self._caption = frame, draw, caption
+        self.size = size  # inches
         self._picture = Picture(size)
-        self._drawn: dict[tuple, tuple[bytes, tuple[str, str]]] = {}  # by language and position
-        self._png, self._words = b"", ("", "")
-        self._sliders = {control.name: self._slider(control) for control in controls}
-        self._names = Names()
-        self._name_sliders()
-        self._shown = ipywidgets.HTML()
+        self._drawn: dict[tuple[Language, Position], Drawn] = {}
+        self._sent: set[str] = set()  # which of them the page has
         self._moving = False
         self._rows = len(controls) + self.more_rows
-        named = [self._names] if controls else []  # a picture alone has its alternative text
-        super().__init__([*self._sliders.values(), self._shown, *named])
-        self.add_class("course-explorer")
-        self.add_class("course-named")
-        self._redraw()
-        for slider in self._sliders.values():
-            slider.observe(self._slid, "index")
+        position = tuple(control.index(control.start) for control in controls)
+        self._shown = self._drawing(language(), position)
+        key = _key(language(), position)
+        self._sent.add(key)
+        super().__init__(
+            sliders=[control.in_page() for control in controls],
+            index=list(position),
+            language=language(),
+            box={**dict(zip(("width", "height"), self._size(), strict=True)),
+                 **dict(zip(("least", "most"), self.widths, strict=True))},
+            pictures={key: self._shown.in_page()},
+        )  # fmt: skip
+        self.observe(self._moved, "index")
+        self.on_msg(self._asked)
+        when_idle(self._draw_ahead)
         self._stop_listening = _follow_language(self)
         _replace_predecessors(self)
 
@@ -111,17 +167,17 @@ class Explorer(ipywidgets.VBox):
         """Where the sliders stand."""
         return self._values_at(self._position())
 
-    def _position(self) -> tuple[int, ...]:
-        return tuple(slider.index for slider in self._sliders.values())
+    def _position(self) -> Position:
+        return tuple(self.index)
 
-    def _values_at(self, position: tuple[int, ...]) -> dict[str, Any]:
+    def _values_at(self, position: Position) -> dict[str, Any]:
         controls = zip(self.controls.items(), position, strict=True)
         return {name: control.values[index] for (name, control), index in controls}
 
     @property
     def caption(self) -> str:
         """The sentence below the picture, in the language in use."""
-        return text(zh=self._words[0], en=self._words[1])
+        return text(zh=self._shown.words[0], en=self._shown.words[1])
 
     def positions(self) -> Iterator[dict[str, Any]]:
         """Every combination of values; of too many, each control's with the others at start."""
@@ -152,103 +208,118 @@ class Explorer(ipywidgets.VBox):
                     en=f"There is no slider {wrong}, only {known}.",
                 )
             )
-        indices = {name: self.controls[name].index(value) for name, value in values.items()}
-        with self._without_redrawing():
-            for name, index in indices.items():
-                self._sliders[name].index = index
+        there = {name: self.controls[name].index(value) for name, value in values.items()}
+        here = zip(self.controls, self.index, strict=True)
+        self._moving = True
+        try:
+            self.index = [there.get(name, index) for name, index in here]
+        finally:
+            self._moving = False
         self._redraw()
 
     def close(self) -> None:
         """Take the explorer off the page and forget it."""
         getattr(self, "_stop_listening", lambda: None)()
-        parts = (getattr(self, name, None) for name in ("_shown", "_names"))
-        for part in (*getattr(self, "_sliders", {}).values(), *parts):
-            if part is not None:
-                part.close()
         super().close()
 
-    def _slider(self, control: Control) -> ipywidgets.SelectionSlider:
-        return ipywidgets.SelectionSlider(
-            options=control.options(),
-            index=control.index(control.start),
-            continuous_update=True,
-            layout={"width": "100%", "max_width": f"{self._picture.bbox.width:.0f}px"},
-        )
-
-    def _name_sliders(self) -> None:
-        """Say what each slider sets; the tracks of several begin below one another."""
-        names = {name: text(zh=c.zh, en=c.en) for name, c in self.controls.items()}
-        width = f"{0.6 * max(map(columns, names.values()), default=0) + 0.5:.1f}em"
-        for name, slider in self._sliders.items():
-            slider.description, slider.style.description_width = names[name], width
-
-    def _slid(self, _: Any) -> None:
+    def _moved(self, _: Any) -> None:
         if not self._moving:
             self._redraw()
 
-    @contextlib.contextmanager
-    def _without_redrawing(self) -> Iterator[None]:
-        self._moving = True
-        try:
-            yield
-        finally:
-            self._moving = False
+    def _asked(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        """A page was opened: it has no picture but the one on show."""
+        if content.get("hello"):
+            self._sent.clear()
+            for chosen, position in list(self._drawn):
+                self._give(chosen, position)
 
     def _speak(self) -> None:
-        """Say everything again, in the language now in use."""
-        self._name_sliders()
-        with self._without_redrawing():
-            for name, control in self.controls.items():
-                slider = self._sliders[name]
-                index, options = slider.index, control.options()
-                if options != list(slider.options):  # setting them moves the slider to the first
-                    slider.options = options
-                    slider.index = index
+        """Show everything again, in the language now in use."""
+        self.language = language()
         self._redraw()
 
     def _redraw(self) -> None:
+        """Show the position where the sliders are, and see to those around it."""
+        if not self.controls:  # it is drawn again because something has changed
+            self._drawn.clear()
+            self._sent.clear()
+        chosen, position = language(), self._position()
         try:
-            self._png, self._words = self._drawing(self._position())
+            self._shown = self._drawing(chosen, position)
         except Exception as problem:
-            self._shown.value = _broken(problem)
+            said = {"problem": f"{type(problem).__name__}: {problem}"}
+            self.send({"pictures": {_key(chosen, position): said}})
             raise
-        self._shown.value = self._page()
-        if self._sliders:
-            when_idle(self._draw_ahead)
+        self._give(chosen, position)
+        # For a page that asks for everything. It is told nothing of this, and needs no more.
+        self.pictures.clear()
+        self.pictures[_key(chosen, position)] = self._shown.in_page()
+        when_idle(self._draw_ahead)
 
-    def _drawing(self, position: tuple[int, ...]) -> tuple[bytes, tuple[str, str]]:
+    def _give(self, chosen: Language, position: Position) -> None:
+        key = _key(chosen, position)
+        if key not in self._sent:
+            fresh = not self.controls and not self._sent
+            self._sent.add(key)
+            if drawn := self._drawn.get((chosen, position)):  # not forgotten meanwhile
+                self.send({"pictures": {key: drawn.in_page()}, "fresh": fresh})
+
+    def _drawing(self, chosen: Language, position: Position) -> Drawn:
         """The picture and its words, drawn now unless they have been before."""
-        place = language(), position
-        found = self._drawn.get(place)
+        found = self._drawn.get((chosen, position))
         if found is not None:  # do not wait for what another thread is drawing
             return found
-        with style():  # one thread at a time
-            data = self._frame(**self._values_at(position))
-            self._picture.clear()
-            self._draw(self._picture, data)
-            found = self._picture.png(), self._caption(data)
-            if self._sliders:  # what has none is drawn for something that changes
-                self._drawn[place] = found
-                if len(self._drawn) > REMEMBERED:
-                    del self._drawn[next(iter(self._drawn))]
+        with style(), speaking(chosen):  # one thread at a time
+            found = self._drawn[chosen, position] = self._drawn_on(self._picture, position)
+            if len(self._drawn) > REMEMBERED:
+                del self._drawn[next(iter(self._drawn))]
         return found
 
+    def _drawn_on(self, picture: Picture, position: Position) -> Drawn:
+        data = self._frame(**self._values_at(position))
+        picture.clear()
+        self._draw(picture, data)
+        return Drawn(picture.png(), self._caption(data), tuple(picture.touchable))
+
+    def everywhere(
+        self, chosen: Language, picture: Picture | None = None
+    ) -> Iterator[tuple[Position, Drawn]]:
+        """Each of :meth:`positions`, drawn on ``picture``, or on one of its own size.
+
+        For pages that have no kernel to ask.
+        """
+        picture = picture or Picture(self.size)
+        for values in self.positions():
+            place = tuple(self.controls[name].index(value) for name, value in values.items())
+            with style(), speaking(chosen):
+                drawn = self._drawn_on(picture, place)
+            yield place, drawn
+
     def _draw_ahead(self) -> bool:
-        """Draw a position that a slider may be moved to next; False if none is left."""
+        """Draw a picture that may be asked for next; False if none is left."""
         if self.comm is None:  # closed
             return False
-        spoken = language()
-        near = (p for p in self._neighbours() if (spoken, p) not in self._drawn)
-        position = next(near, None)
-        if position is None:
+        missing = (place for place in self._near() if place not in self._drawn)
+        place = next(missing, None)
+        if place is None:
             return False
         try:
-            self._drawing(position)
+            self._drawing(*place)
         except Exception:
             return False  # whoever moves a slider there will see it
+        self._give(*place)
         return True
 
-    def _neighbours(self) -> list[tuple[int, ...]]:
+    def _near(self) -> Iterator[tuple[Language, Position]]:
+        """What is on show in either language, and then what is one slider away from it."""
+        shown, here = language(), self._position()
+        yield shown, here
+        for chosen in LANGUAGES[:2]:
+            yield chosen, here
+        for position in self._neighbours():
+            yield shown, position
+
+    def _neighbours(self) -> list[Position]:
         """Positions that are one slider away, the ends and the nearest first."""
         here = self._position()
         found = []
@@ -276,19 +347,15 @@ class Explorer(ipywidgets.VBox):
     def _beside(self) -> int:
         return AROUND + ROW * self._rows
 
-    def _page(self) -> str:
-        """Picture and caption in one piece, so that they change together."""
-        width = self.width
-        png = base64.b64encode(self._png).decode()
-        return (
-            image_html(png, self.caption, self._size(), self._beside())
-            + f'<div style="line-height:1.5;max-width:{width}px">{spoken(*self._words)}</div>'
-        )
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        view, _ = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        picture = base64.b64encode(self._shown.png).decode()
+        return {**view, "image/png": picture, "text/plain": self.caption}
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
-        picture = base64.b64encode(self._png).decode()
-        return {**bundle, "image/png": picture, "text/plain": self.caption}
+
+def _key(chosen: Language, position: Position) -> str:
+    """What a picture is called between the kernel and the page."""
+    return f"{chosen} {','.join(map(str, position))}"
 
 
 def show(
@@ -300,15 +367,6 @@ def show(
     """A picture without sliders that follows the language: :class:`Explorer` with one frame."""
     words = caption if callable(caption) else lambda _: caption
     return Explorer((), lambda: data, draw, words, size)
-
-
-def _broken(problem: Exception) -> str:
-    words = html.escape(f"{type(problem).__name__}: {problem}")
-    return (
-        '<div role="alert" style="background:#fdecea;color:#8c1d18;padding:0.3em 0.6em">'
-        + spoken("这个位置的图画不出来：", "This position cannot be drawn:", tag="span")
-        + f" <code>{words}</code></div>"
-    )
 
 
 def _follow_language(explorer: Explorer) -> Callable[[], None]:

@@ -21,9 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .language import text
-
-_STORED = Path(__file__).parent.parent / "notebooks"
+from ..language import text
+from ..paths import NOTEBOOKS
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,9 @@ def names_made(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.name, node.lineno
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id, node.lineno
-        elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
-                                   ast.GeneratorExp)):  # fmt: skip
+        elif not isinstance(
+            node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+        ):
             yield from names_made(node)
 
 
@@ -103,7 +103,7 @@ def _lesson_file(shell: Any) -> Path | None:
         if name and read(Path(name)):
             return Path(name)
     ran = {code.strip() for code in shell.history_manager.input_hist_raw if code.strip()}
-    files = (*sorted(Path.cwd().glob("*.ipynb")), *sorted(_STORED.glob("*.ipynb")))
+    files = (*sorted(Path.cwd().glob("*.ipynb")), *sorted(NOTEBOOKS.glob("*.ipynb")))
     matches = {file: sum(cell.source.strip() in ran for cell in read(file)) for file in files}
     best = max(matches, key=matches.__getitem__, default=None)
     return best if best and matches[best] else None

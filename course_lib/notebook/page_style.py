@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from ..paths import ASSETS
 
-FILE = Path(__file__).parent.parent / "assets" / "page" / "custom.css"
+FILE = ASSETS / "page" / "custom.css"
 
 # CSS. It hides nothing, and acts alike on every lesson that is open.
 STYLE = FILE.read_text(encoding="utf-8")

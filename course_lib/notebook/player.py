@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ipywidgets
 import torch
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
@@ -22,16 +21,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from torch import nn
 
+from ..figures.palette import COLOURS, FAINT, INK
+from ..figures.panel import Panel, legend_below, wrapped, write
+from ..figures.picture import Picture, is_narrow, style
+from ..figures.words import in_language
+from ..language import text
+from ..memory.measurement import measure
+from ..memory.trace import Event, MemoryTrace, Role
+from ..recompute import chain as reference_chain
+from ..recompute import rerun_alike
 from .explorers import Control, Explorer, progress
-from .figures import COLOURS, FAINT, INK, Panel, Picture, said, style, write
-from .language import on_change, text
-from .memory import Event, MemoryTrace, measure
-from .recompute import chain as reference_chain
-from .recompute import rerun_alike
-from .recorder import Role
 
 VALUE = 2**20  # bytes of each value in the chain
 LAYERS = 10
+INTERVAL = 450  # milliseconds from one moment to the next
 
 Doing = Literal["start", "forward", "recompute", "backward", "end"]
 Kind = Literal["checkpoint", "activation", "passing", "recomputed", "gradient"]
@@ -210,13 +213,23 @@ SHOWN_AHEAD = 0.28  # opacity of what is still to come
 
 def draw(figure: Figure, still: Still) -> None:
     """The chain above, with what is in memory; the memory curve of the whole step below."""
-    write(figure, 0.16, SIZE[1] - 0.18, said(title(still), between="  ·  "), va="top", fontsize=12)
+    width, height = figure.get_size_inches()
+    narrow = is_narrow(figure)
+    words, left, right = in_language(title(still), between="  ·  "), 0.95, width - 0.1
+    chain_box, memory_box = (left, 2.62, right, 4.77), (left, 0.45, right, 2.36)
+    if narrow:
+        words = wrapped(words, width - 0.2, 11)
+        chain_box = (0.06, height - 2.9, width - 0.06, height - 0.7)
+        memory_box = (0.6, 0.75, right, height - 3.15)
+    write(figure, 0.1 if narrow else 0.16, height - 0.18, words, va="top",
+          fontsize=11 if narrow else 12)  # fmt: skip
     layers = still.film.layers
-    chain = Panel(figure, (0.95, 2.62, 8.1, 4.77), (-0.5, layers + 0.5), (-0.5, 3.05))
+    lowest = -0.8 if narrow else -0.5
+    chain = Panel(figure, chain_box, (-0.5, layers + 0.5), (lowest, 3.05))
     _draw_chain(chain, still)
     _draw_segments(chain, still.film)
     top = still.limit / VALUE * 1.09
-    memory = Panel(figure, (0.95, 0.45, 8.1, 2.36), (0, len(still.film.moments)), (0, top))
+    memory = Panel(figure, memory_box, (0, len(still.film.moments)), (0, top))
     _draw_memory(memory, still)
     _draw_legend(figure)
 
@@ -224,7 +237,11 @@ def draw(figure: Figure, still: Still) -> None:
 def _draw_chain(panel: Panel, still: Still) -> None:
     film, moment = still.film, still.moment
     for row, name in enumerate(ROW_NAMES):
-        panel.words(-0.5, row, said(name, between="\n"), -0.08, ha="right", va="center", fontsize=9)
+        if is_narrow(panel.figure):  # below the row, not beside it
+            panel.words(-0.28, row - 0.36, in_language(name, between=" "), va="top", color=FAINT)
+        else:
+            panel.words(-0.5, row, in_language(name, between="\n"), -0.08, ha="right",
+                        va="center", fontsize=9)  # fmt: skip
     links = [[(layer - 0.7, 2), (layer - 0.3, 2)] for layer in range(1, film.layers + 1)]
     panel.lines(links, EMPTY, 1, 1)
     filled = {(value.place, _ROWS[value.kind]): value.kind for value in moment.alive}
@@ -312,12 +329,16 @@ def _draw_legend(figure: Figure) -> None:
     """What the colours mean, in one line at the bottom."""
     side, y = 0.13, 0.2
     kinds: tuple[Kind, ...] = ("checkpoint", "passing", "recomputed", "gradient")
+    if is_narrow(figure):
+        return legend_below(
+            figure, [(in_language(_KIND_NAMES[k], between=" "), _KIND_COLOURS[k]) for k in kinds]
+        )
     squares = []
     for i, kind in enumerate(kinds):
         left = 0.95 + 1.79 * i
         squares.append([(left, y - side / 2), (left, y + side / 2),
                         (left + side, y + side / 2), (left + side, y - side / 2)])  # fmt: skip
-        write(figure, left + side + 0.08, y, said(_KIND_NAMES[kind], between=" "),
+        write(figure, left + side + 0.08, y, in_language(_KIND_NAMES[kind], between=" "),
               va="center_baseline", fontsize=9)  # fmt: skip
     figure.add_artist(
         PolyCollection(squares, facecolors=[_KIND_COLOURS[kind] for kind in kinds],
@@ -359,43 +380,7 @@ class Player(Explorer):
             Control("moment", "时刻", "moment", tuple(range(longest)), first.moments.index(peak)),
         )
         super().__init__(controls, frame, draw, caption, SIZE)
-        slider = self._sliders["moment"]
-        self._play = ipywidgets.Play(
-            value=slider.index, max=longest - 1, interval=450, show_repeat=False
-        )
-        self._link = ipywidgets.link((self._play, "value"), (slider, "index"))
-        self._buttons = [
-            ipywidgets.Button(icon=icon, layout={"width": "3em"})
-            for icon in ("step-backward", "step-forward")
-        ]
-        for button, by in zip(self._buttons, (-1, 1), strict=True):
-            button.on_click(functools.partial(self._step, by))
-        self._name_buttons()
-        self._stop_naming = on_change(self._name_buttons)
-        bar = ipywidgets.HBox([self._play, *self._buttons])
-        counts_slider, *others = self.children
-        self.children: tuple[Any, ...] = (counts_slider, bar, *others)
-
-    def _step(self, by: int, _: Any = None) -> None:
-        self._play.playing = False
-        slider = self._sliders["moment"]
-        slider.index = min(max(slider.index + by, 0), len(slider.options) - 1)
-
-    def _name_buttons(self) -> None:
-        words = {
-            "play": text(zh="播放", en="play"),
-            "pause": text(zh="暂停", en="pause"),
-            "stop": text(zh="停下，回到开头", en="stop, back to the start"),
-            "step-backward": text(zh="退一步", en="one step back"),
-            "step-forward": text(zh="进一步", en="one step on"),
-        }
-        for button in self._buttons:
-            button.tooltip = words[button.icon]
-        self._names.buttons = words
-
-    def close(self) -> None:
-        getattr(self, "_stop_naming", lambda: None)()
-        super().close()
+        self.played = {"slider": 1, "interval": INTERVAL}
 
 
 def player(

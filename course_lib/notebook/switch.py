@@ -14,7 +14,9 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from .language import LANGUAGES, SWITCH_WORDS, choose, language, on_change
+from ..language import LANGUAGES, choose, language, on_change
+
+SWITCH_WORDS = "中文 · English"  # what the switch is where no widget runs
 
 _PAGE = Path(__file__).parent / "page" / "course-page" / "static"
 
@@ -62,6 +64,10 @@ def plain_buttons() -> ipywidgets.ToggleButtons:
     return buttons
 
 
-def make() -> Switch | ipywidgets.ToggleButtons:
-    """The switch that this version of ``ipywidgets`` can show."""
+def switch() -> Switch | ipywidgets.ToggleButtons:
+    """The buttons 中文 · English · both shown at the top of a lesson, as an ipywidget.
+
+    They act on prose cells (``<span lang="zh"></span>`` marks them), on everything that
+    :func:`bilingual_html` made, and, through :func:`on_change`, on figures and controls.
+    """
     return plain_buttons() if ipywidgets.__version__.startswith("7.") else Switch()

@@ -46,9 +46,16 @@ _SAME = str.maketrans(
         **dict.fromkeys("−‒\ufe63\uff0d", "-"),
         **dict.fromkeys("×✕✖·∙⋅", "*"),
         **dict.fromkeys("’ʼ`´", "'"),
-        "⁄": "/", "∕": "/", "÷": "/", "٫": ".", "٬": "'", "，": ",", "\ufe50": ",", "\uff0e": ".",
+        "⁄": "/",
+        "∕": "/",
+        "÷": "/",
+        "٫": ".",
+        "٬": "'",
+        "，": ",",
+        "\ufe50": ",",
+        "\uff0e": ".",
     }
-)  # fmt: skip
+)
 
 
 def _plain(typed: str) -> str:
@@ -74,8 +81,22 @@ _NUMBER = r"(?:\d(?:[\d.,'_]| (?=\d))*|[.,]\d+)(?:[eE][+-]?\d+)?"
 _TIMES = r" ?(?:\*\*|\*|/|[xX](?= ?[\d.,])) ?"
 _EXPRESSION = re.compile(rf"[+-]? ?{_NUMBER}(?:{_TIMES}[+-]?{_NUMBER})*")
 _MIXED = re.compile(r"([+-]?)(\d+) (\d+)/(\d+)(?![\d.,/*])")
-_ABOUT = ["about", "around", "approximately", r"approx\.?", "roughly", "circa", r"ca\.",
-          "大约", "大概", "约", "≈", "~", "～", "="]  # fmt: skip
+_ABOUT = [
+    "about",
+    "around",
+    "approximately",
+    r"approx\.?",
+    "roughly",
+    "circa",
+    r"ca\.",
+    "大约",
+    "大概",
+    "约",
+    "≈",
+    "~",
+    "～",
+    "=",
+]
 _ROUGHLY = re.compile(rf"(?:{'|'.join(_ABOUT)})\s*", re.IGNORECASE)
 _UP_TO = re.compile(rf"\s*(?:[-–—~+]|{'|'.join(['到', '至', 'to'])})\s*\d")
 _OR_SO = re.compile(rf"\s*(?:{'|'.join(['左右', '上下', 'or so'])}|[.,])$")
@@ -133,8 +154,9 @@ def _values(expression: str) -> list[float]:
     tokens = re.findall(rf"(\*\*|[*/xX](?![eE]))? ?([+-]?) ?({_NUMBER})", expression)
     choices = [_readings(token) for _, _, token in tokens]
     if math.prod(map(len, choices)) > 8:
-        raise _Unclear(f"“{expression}”太长了，请先算好。",
-                       f"“{expression}” is too long: work it out first.")  # fmt: skip
+        raise _Unclear(
+            f"“{expression}”太长了，请先算好。", f"“{expression}” is too long: work it out first."
+        )
     signs = [-1.0 if sign == "-" else 1.0 for _, sign, _ in tokens]
     operators = [operator.lower().replace("x", "*") for operator, _, _ in tokens[1:]]
     return [_product(numbers, signs, operators) for numbers in itertools.product(*choices)]
@@ -175,8 +197,11 @@ _KINDS = {
     **dict.fromkeys(["%", "percent", "per cent", "个百分点"], "%"),
     **dict.fromkeys(["×", "*", "x", "倍", "times", "fold"], "×"),
 }
-_NAMES = {"bytes": ("字节数", "a number of bytes"), "%": ("百分数", "a percentage"),
-          "×": ("倍数", "a factor")}  # fmt: skip
+_NAMES = {
+    "bytes": ("字节数", "a number of bytes"),
+    "%": ("百分数", "a percentage"),
+    "×": ("倍数", "a factor"),
+}
 _LARGE = {"万": 1e4, "亿": 1e8, "千": 1e3, "百万": 1e6, "thousand": 1e3, "million": 1e6}
 _COUNTED = set("个段层块遍次份条种倍步")
 
@@ -270,9 +295,10 @@ def _understood(plain: str, unit: str, words: str) -> tuple[list[float], Words |
         )
     expression, suffix = found[0].rstrip(), rest[found.end() :]
     if _UP_TO.match(suffix):
-        raise _Unclear(f"“{plain}”是一个范围。请写一个数字，例如中间的那个。",
-                       f"“{plain}” is a range. Please type a number, the middle of it for example."
-                       )  # fmt: skip
+        raise _Unclear(
+            f"“{plain}”是一个范围。请写一个数字，例如中间的那个。",
+            f"“{plain}” is a range. Please type a number, the middle of it for example.",
+        )
     if re.match(r"\s*[\d.,*/'_(^-]", suffix) and suffix.strip() not in _KINDS | {".": "", ",": ""}:
         raise _Unclear(
             f"看不懂“{plain}”。请写一个数字，例如 58.6。",
@@ -284,8 +310,10 @@ def _understood(plain: str, unit: str, words: str) -> tuple[list[float], Words |
     except (OverflowError, ValueError):
         values = [math.inf]
     if not all(isinstance(value, float) and math.isfinite(value) for value in values):
-        raise _Unclear("这个数太大了。请写一个数字，例如 58.6。",
-                       "this number is too large. Please type a number, such as 58.6.")  # fmt: skip
+        raise _Unclear(
+            "这个数太大了。请写一个数字，例如 58.6。",
+            "this number is too large. Please type a number, such as 58.6.",
+        )
     return values, remark
 
 

@@ -8,7 +8,6 @@ score any placement of checkpoints can be played without running the model again
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -19,11 +18,14 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .allocator import SimulatedTensors
-from .flops import warn_of_uncounted
-from .language import text
-from .recorder import END, Found, Operator, Recorder, what_exists
-from .simulation import Simulation, resumed, simulated_copy
+from ..language import text
+from ..memory.flops import warn_of_uncounted
+from ..memory.log import END, Found, Operator, Remark
+from ..memory.recorder import Recorder
+from ..memory.roles import given, held
+from ..memory.simulation import Simulation, resumed, simulated_copy
+from ..memory.sources import SimulatedTensors
+from ..memory.surroundings import collector_resting
 
 STATIC = -1  # storage that exists before the step: parameters, buffers, the input
 
@@ -123,7 +125,7 @@ def chain_of(
         finally:  # what was added to them has no values, so that nothing needs undoing
             for leaf, gradient in gradients:
                 leaf.grad = gradient
-    warn_of_uncounted(watch.recorder.uncounted, stacklevel=2)
+    warn_of_uncounted(watch.recorder.recording.uncounted, stacklevel=2)
     return chain
 
 
@@ -157,7 +159,7 @@ def _simulated_copy(
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(Remark):
     """An entry of the recorder's log that only this module writes.
 
     ``kind``: ``layer`` (one has returned; ``address``: its output's), ``node`` (a backward
@@ -205,15 +207,13 @@ class _Watch:
         self.modules, self.x = modules, x
         self.model = nn.ModuleList(modules)
         self.recorder = Recorder(SimulatedTensors(), self.model)
-        self.recorder.existed_before(what_exists(self.model, (), x))
+        self.recorder.existed_before(held(self.model) + given(x))
         self.slots = 0
         self.had_gradient = {id(p) for p in self.model.parameters() if p.grad is not None}
         self.first_node: list[int] = []  # number that each layer's first autograd node got
 
     def mark(self, kind: Any, what: int = 0, address: int = 0) -> None:
-        log: list[Any] = self.recorder.log
-        log.append(_Mark(kind, what, address, self.recorder.flops))
-        self.recorder.source.mark()
+        self.recorder.note(_Mark(kind, what, address, self.recorder.recording.flops))
 
     def mark_node(self) -> None:
         node = torch._C._current_autograd_node()
@@ -222,18 +222,13 @@ class _Watch:
 
     def run(self, loss: Callable[[Tensor], Tensor]) -> Chain:
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
-        was_on = gc.isenabled()
-        gc.disable()
-        try:
+        with collector_resting():
             with torch.enable_grad(), _NodeNumbers(self), self.recorder.listening(self.model):
                 with hooks:
                     result = self._forward(loss)
                 result.backward()
                 del result
-        finally:
-            if was_on:
-                gc.enable()
-        return _Score(self).chain()
+            return _Score(self).chain()
 
     def _forward(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
         result = loss(self._through_layers(self.x))
@@ -279,7 +274,7 @@ class _Score:
         self.flops = [[0] * count for _ in range(2)]
         self.outputs = [STATIC] * count
         self.sizes: dict[int, int] = {}
-        self.before = sum(size for _, size in watch.recorder.before.values())
+        self.before = sum(size for _, size in watch.recorder.recording.before.values())
         self._at, self._backward = 0, False
         self._alive: dict[int, int] = {}  # address -> storage
         self._private: dict[int, int] = {}  # address -> slot that it stands in for
@@ -302,10 +297,10 @@ class _Score:
             self._note(Note("drop", storage, self.sizes[storage]))
 
     def _replay(self) -> None:
-        log = self.watch.recorder.log
+        log = self.watch.recorder.recording.entries
         private: int | None = None
         operator: Operator | None = None  # that is running
-        for happening in self.watch.recorder.stream:
+        for happening in self.watch.recorder.recording.stream:
             if happening.kind == "allocate":
                 if private is not None:
                     self._private[happening.address] = private
@@ -330,7 +325,9 @@ class _Score:
                     operator = None
                 elif isinstance(entry, Found):
                     self.before += entry.size
-        self.flops[self._backward][self._at] += self.watch.recorder.flops - self._flops_done
+        self.flops[self._backward][self._at] += (
+            self.watch.recorder.recording.flops - self._flops_done
+        )
 
     def _marked(self, mark: _Mark) -> None:
         if mark.kind == "layer":
@@ -374,8 +371,11 @@ class _Score:
     def _layer(self, i: int, forward: tuple[Note, ...], backward: tuple[Note, ...]) -> Layer:
         modules = self.watch.modules
         name = type(modules[i]).__name__ if i < len(modules) else "loss"
-        new = [p.grad for p in (modules[i].parameters() if i < len(modules) else ())
-               if p.grad is not None and id(p) not in self.watch.had_gradient]  # fmt: skip
+        new = [
+            p.grad
+            for p in (modules[i].parameters() if i < len(modules) else ())
+            if p.grad is not None and id(p) not in self.watch.had_gradient
+        ]
         saved = {note.storage for note in forward if note.kind == "save"} - {STATIC}
         rise, end = _rise(self.raw[0][i])
         rise_back, end_back = _rise(self.raw[1][i])

@@ -16,20 +16,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .chains import Chain, Layer, Note, chain_of
-from .language import text
-
-__all__ = [
-    "Chain",
-    "Layer",
-    "Moment",
-    "Plan",
-    "Planned",
-    "Prediction",
-    "apply",
-    "chain_of",
-    "predict",
-]  # planners' names: see __getattr__
+from ..language import text
+from .chains import Chain, Layer, Note
 
 Part = int | tuple["Part", ...]
 
@@ -149,18 +137,18 @@ def _check_length(plan: Plan, count: int) -> None:
 
 # --- predicting ---------------------------------------------------------------------------------
 
-Phase = Literal["forward", "recompute", "backward"]
+Activity = Literal["forward", "recompute", "backward"]
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Turn:
     """One layer's turn: the most memory in it, and how much of that is kept or made again.
 
     ``layer``: number of layers stands for the loss. ``kept``: held for backward since the forward
     pass. ``recomputed``: made again by a segment and still there. Bytes.
     """
 
-    phase: Phase
+    phase: Activity
     layer: int
     memory: int
     kept: int
@@ -183,8 +171,8 @@ class Prediction:
     recomputed_layers: int
     recomputed_flops: int
     flops: int
-    peak_at: Moment
-    moments: tuple[Moment, ...] = field(repr=False)
+    peak_at: Turn
+    moments: tuple[Turn, ...] = field(repr=False)
 
 
 def predict(plan: Plan, chain: Chain) -> Prediction:
@@ -242,9 +230,9 @@ class _Play:
         self.memory = chain.before
         self.kept = self.again = self.most_again = 0
         self.recomputed_flops = self.recomputed_layers = 0
-        self.moments: list[Moment] = []
+        self.moments: list[Turn] = []
         self.highest = (0, 0, 0)
-        self.where: tuple[Phase, int] | None = None
+        self.where: tuple[Activity, int] | None = None
         self.environment: Environment = {}
         self.plain: dict[int, _Storage | None] = {}  # slot -> what autograd holds itself
         self.frames: dict[int, _Frame] = {}  # slot -> the segment it was saved in
@@ -254,10 +242,15 @@ class _Play:
     def prediction(self) -> Prediction:
         peak_at = max(self.moments, key=lambda moment: moment.memory)  # the first of equals
         return Prediction(
-            peak_at.memory, self.kept_after_forward, self.most_again, self.recomputed_layers,
-            self.recomputed_flops, self.chain.flops + self.recomputed_flops, peak_at,
+            peak_at.memory,
+            self.kept_after_forward,
+            self.most_again,
+            self.recomputed_layers,
+            self.recomputed_flops,
+            self.chain.flops + self.recomputed_flops,
+            peak_at,
             tuple(self.moments),
-        )  # fmt: skip
+        )
 
     def _play(self, plan: Plan) -> None:
         chain = self.chain
@@ -272,14 +265,14 @@ class _Play:
 
     # --- turns and storage ------------------------------------------------------------------
 
-    def _turn(self, phase: Phase, layer: int) -> None:
+    def _turn(self, phase: Activity, layer: int) -> None:
         self._end_turn()
         self.where = (phase, layer)
         self.highest = (self.memory, self.kept, self.again)
 
     def _end_turn(self) -> None:
         if self.where is not None:
-            self.moments.append(Moment(*self.where, *self.highest))
+            self.moments.append(Turn(*self.where, *self.highest))
 
     def _bump(self, note: Note) -> None:
         if self.memory + note.size > self.highest[0]:
@@ -503,12 +496,3 @@ class _Again:
         self.unread: dict[Any, _Storage | None] = {}  # saved for a node that no gradient reaches
         self.calls: list[_Storage | None] = []  # arguments of the segments that are running
         self.unnamed = 0  # bytes that the running layer has made, will drop, and nobody saves
-
-
-def __getattr__(name: str) -> Any:
-    """The planners, which need this module and so cannot be imported above."""
-    from . import planners
-
-    if name in planners.__all__:
-        return getattr(planners, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

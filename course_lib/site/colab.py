@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 ELSEWHERE = {"jupyterlab", "nbval"}  # what no lesson imports
 
 

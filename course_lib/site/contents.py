@@ -7,12 +7,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .language import Table, memory_folder
-
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+from ..language import Table, memory_folder
+from ..paths import NOTEBOOKS
 
 # Where the course is published; `python course.py dev address` changes it in every file at once.
 REPOSITORY = "OWNER/gradient-checkpointing-course"
+
+
+def edition_of(repository: str = REPOSITORY) -> str:
+    """Where GitHub Pages has the web edition of ``owner/name``."""
+    owner, _, name = repository.partition("/")
+    return f"https://{owner}.github.io/{name}"
 
 
 @dataclass(frozen=True)
@@ -35,24 +40,32 @@ class Lesson:
 
 
 LESSONS = (
-    Lesson("00_start_here", "从这里开始", "Start here", 20,
+    Lesson("00_start_here", "从这里开始", "Start here", 30,
            ("检查安装，选好语言，三分钟看懂整个想法",
             "check the installation, choose a language, see the whole idea in three minutes")),
-    Lesson("01_activation_memory", "激活内存", "Activation memory", 40,
+    Lesson("01_activation_memory", "激活内存", "Activation memory", 50,
            ("精确到字节地预测一个模型为反向传播保存什么；说出峰值时每个字节的用途",
             "predict, to the byte, what a model keeps for backward; name every byte at the peak")),
-    Lesson("02_manual_recomputation", "手动重计算", "Manual recomputation", 60,
+    Lesson("02_manual_recomputation", "手动重计算", "Manual recomputation", 95,
            ("从零写出检查点，梯度与普通反向传播逐位相同",
             "write checkpointing from scratch, with the same gradients bit for bit")),
-    Lesson("03_torch_utils_checkpoint", "torch.utils.checkpoint", "torch.utils.checkpoint", 60,
-           ("把它用好，并认出它出错的种种方式，尤其是悄无声息的那些",
+    Lesson("03_torch_utils_checkpoint", "torch.utils.checkpoint", "torch.utils.checkpoint", 100,
+           ("把它用好，并认出它出错的种种方式，尤其是静默出错的那些",
             "use it well, and recognise the many ways it fails, above all the silent ones")),
-    Lesson("04_lightning_flag", "Lightning 开关", "The Lightning flag", 40,
+    Lesson("04_lightning_flag", "Lightning 开关", "The Lightning flag", 60,
            ("把配置文件里的 gradient_checkpointing: true 变成包好的块",
             "turn gradient_checkpointing: true in a config file into wrapped blocks")),
-    Lesson("05_placing_checkpoints", "检查点放在哪里", "Placing checkpoints", 40,
+    Lesson("05_placing_checkpoints", "检查点放在哪里", "Placing checkpoints", 100,
            ("选好放多少个、放在哪里；给定预算，求出最好的方案",
             "choose how many and where; find the best plan for a budget")),
+    Lesson("06_choosing_what_to_recompute", "选择性重计算", "Choosing what to recompute", 100,
+           ("逐个算子决定存下还是重算，给定预算求出最优；认清编译器的预算、卸载和损失各管什么",
+            "decide operator by operator what is stored, at best for a budget; tell what a "
+            "compiler's budget, offloading and the loss each govern")),
+    Lesson("07_your_own_model", "你自己的模型", "Your own model", 50,
+           ("带来一个模型，弄清检查点帮不帮得上、设在哪里、代价多少，并证明梯度没有变",
+            "bring a model, find out whether checkpoints help it, where, at what cost, and prove "
+            "it")),
 )  # fmt: skip
 
 GLOSSARY = Lesson("glossary", "术语", "Glossary", 0,

@@ -1,6 +1,6 @@
 """The course's terms: what each language calls a thing, and what the thing is.
 
-This is the only place that says so. ``python -m course_lib.glossary`` writes the glossary page
+This is the only place that says so. ``python -m course_lib.site.glossary`` writes the glossary page
 from it, and the tests hold the prose of all lessons to it.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..notebook.switch import SWITCH_WORDS
 from .contents import GLOSSARY, LESSONS, NOTEBOOKS
-from .language import SWITCH_WORDS
 
 _THERE = {lesson.number: lesson for lesson in LESSONS if lesson.exists}
 
@@ -32,6 +32,7 @@ class Term:
     en_said: str
     lesson: str
     means: tuple[str, str]
+    also: tuple[str, str] = ("", "")  # a sentence with other names that people search for
 
     @property
     def heading(self) -> str:
@@ -70,7 +71,7 @@ MEMORY = (
         "Memory that an operator allocates and frees internally, as convolutions do. It never "
         "shows up as a tensor; only the allocator sees it.")),
     Term("峰值", "peak", r"峰值", r"peaks?", "00", (
-        "一步之中分配器给出的字节最多的那一刻，也指那一刻的字节数。要放得下的就是它。",
+        "一步之中占用字节最多的那一刻，也指那一刻的字节数。要放得下的就是它。",
         "The moment of a step at which the allocator has handed out the most bytes; also that "
         "number of bytes. It is what has to fit.")),
     Term("显存", "GPU memory", r"显存", r"GPU memory", "04", (
@@ -85,7 +86,10 @@ CHECKPOINTING = (
     Term("梯度检查点", "gradient checkpointing", r"梯度检查点", r"gradient checkpointing", "00", (
         "用计算换内存：前向传播只留检查点，反向传播要用激活值时，从检查点重算。",
         "Paying for memory with compute: the forward pass keeps only checkpoints, and the "
-        "backward pass recomputes from them the activations that it needs.")),
+        "backward pass recomputes from them the activations that it needs."),
+         also=("也叫激活检查点、激活重计算。",
+               " Also called activation checkpointing, activation recomputation, "
+               "rematerialization.")),
     Term("检查点", "checkpoint", r"检查点",
          r"(?<!gradient )(?<!selective )checkpoint(s|ed|ing)?", "00", (
         "为了以后能重算一段而留下的值，通常是这一段的输入。存到磁盘上的权重文件也叫这个名字，"
@@ -112,7 +116,17 @@ CHECKPOINTING = (
          r"选择性检查点", r"selective checkpointing", "06", (
         "一段之内挑着来：贵的算子结果留下，便宜的重算。",
         "Choosing inside a segment: results of expensive operators are kept, those of cheap ones "
-        "recomputed.")),
+        "recomputed."),
+         also=("也叫选择性重计算。",
+               " Also called selective activation checkpointing (SAC).")),
+    Term("策略", "policy", r"策略", r"polic(y|ies)", "06", (
+        "选择性检查点里的一个函数：对每个算子回答，结果存下还是重算。",
+        "In selective checkpointing, a function that answers for each operator whether its result "
+        "is stored or recomputed.")),
+    Term("最优边界", "frontier", r"边界", r"frontiers?", "06", (
+        "内存和 FLOPs 都比不过的那些选择：要再少一样，另一样就得多。",
+        "The choices that none beats in both memory and FLOPs: to have less of one takes more of "
+        "the other.")),
     Term("卸载", "offloading", r"卸载", r"offload(s|ed|ing)?", "06", (
         "把激活值搬到主机内存，要用时再搬回来，付的是传输时间而不是计算。",
         "Moving activations to the host's memory and back when they are needed: it costs "
@@ -137,7 +151,9 @@ PYTORCH = (
     Term("模拟张量", "simulated tensor", r"模拟张量", r"simulated tensors?", "05", (
         "有形状、类型和设备，没有内容的张量。再大的一步也能用它量，几乎不占内存。",
         "A tensor with a shape, a type and a device, but no contents. Steps of any size can be "
-        "measured with it and take next to no memory.")),
+        "measured with it and take next to no memory."),
+         also=("也叫 FakeTensor。",
+               " Also called FakeTensor.")),
     Term("开关", "flag", r"开|关[^于]", r"flags?", "04", (
         "配置里打开一项功能的值，例如 `gradient_checkpointing: true`。",
         "A value in a config that turns something on, such as `gradient_checkpointing: true`.")),
@@ -191,9 +207,10 @@ def _switch() -> dict[str, Any]:
 
 def _entry(term: Term) -> Iterator[str]:
     lesson = _THERE[term.lesson]
-    for means, title in zip(term.means, (lesson.zh, lesson.en), strict=True):
+    zh, en = term.also
+    for means, other, title in zip(term.means, (zh, en), (lesson.zh, lesson.en), strict=True):
         name = f"`{title}`" if lesson.zh == lesson.en else title
-        yield f"{means}\n\n→ {lesson.number} [{name}]({lesson.name}.ipynb)"
+        yield f"{means}{other}\n\n→ {lesson.number} [{name}]({lesson.name}.ipynb)"
 
 
 def _prose(zh: str, en: str) -> list[dict[str, Any]]:

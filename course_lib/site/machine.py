@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from .language import Bilingual, Table
+from ..language import Bilingual, Table
+from ..paths import ROOT
 
-_REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
+_REQUIREMENTS = ROOT / "requirements.txt"
 
 
 def describe() -> Bilingual:

@@ -27,6 +27,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
+from ..language import Bilingual, text
 from .doubts import (
     Doubt,
     expected,
@@ -39,7 +40,6 @@ from .doubts import (
     watched,
     without_cache,
 )
-from .language import Bilingual, text
 
 Blocks = str | type | Sequence[str | type] | Callable[[nn.Module], bool]
 
@@ -223,10 +223,10 @@ def checkpoint_blocks(
     not between 1 and the number of blocks.
     """
     plain_blocks(model)
-    found = list(_outermost(model, _matcher(blocks)))
+    found = list(outermost(model, matcher(blocks)))
     if not found:
-        raise ValueError(_nothing_matches(model, blocks))
-    if uncallable := [path for path, block in found if _cannot_be_called(block)]:
+        raise ValueError(nothing_matches(model, blocks))
+    if uncallable := [path for path, block in found if cannot_be_called(block)]:
         raise ValueError(
             text(
                 zh=f"{uncallable[0]} 只是模块的容器，没有 forward，不能设检查点。"
@@ -294,7 +294,7 @@ def _forwards(block: nn.Module) -> list[tuple[str, CheckpointedForward]]:
     return [(key, value) for key, value in attributes if isinstance(value, CheckpointedForward)]
 
 
-def _outermost(
+def outermost(
     model: nn.Module, matches: Callable[[str, nn.Module], bool]
 ) -> Iterator[tuple[str, nn.Module]]:
     seen: set[int] = set()
@@ -309,7 +309,7 @@ def _outermost(
             yield path, module
 
 
-def _matcher(blocks: Blocks) -> Callable[[str, nn.Module], bool]:
+def matcher(blocks: Blocks) -> Callable[[str, nn.Module], bool]:
     if isinstance(blocks, (str, type)):
         blocks = (blocks,)
     if callable(blocks):
@@ -341,11 +341,11 @@ def _is_at(path: str, pattern: str) -> bool:
     return len(steps) == len(wanted) and all(map(fnmatch.fnmatchcase, steps, wanted))
 
 
-def _cannot_be_called(module: nn.Module) -> bool:
+def cannot_be_called(module: nn.Module) -> bool:
     return getattr_static(type(module), "forward") is nn.Module.forward
 
 
-def _nothing_matches(model: nn.Module, blocks: Blocks) -> str:
+def nothing_matches(model: nn.Module, blocks: Blocks) -> str:
     kinds = Counter(type(module).__name__ for module in model.modules() if module is not model)
     there = ", ".join(f"{kind} × {count}" for kind, count in kinds.most_common(8))
     wanted = _named(blocks)

@@ -40,8 +40,11 @@ def expected(
     model: nn.Module, chosen: list[tuple[str, nn.Module]], free: list[tuple[str, nn.Module]]
 ) -> Iterator[Doubt]:
     """What can be said before anything has run. ``chosen``: the blocks; ``free``: to be wrapped."""
-    if taken := [path for path, block in chosen
-                 if (path, block) not in free and not _checkpoints_itself(block)]:  # fmt: skip
+    if taken := [
+        path
+        for path, block in chosen
+        if (path, block) not in free and not _checkpoints_itself(block)
+    ]:
         yield (
             f"{taken[0]} 已经由别的包装设了检查点，不再套一层（共 {len(taken)} 处）。",
             f"{taken[0]} is checkpointed by another wrapper already, so it gets no second one "
@@ -67,7 +70,7 @@ def expected(
             f"{calling[0] or type(model).__name__} calls checkpoint in its own forward: what is "
             "inside is recomputed twice. Keep one of the two.",
         )
-    if single := [path for path, block in free if _is_one_operator(block)]:
+    if single := [path for path, block in free if is_one_operator(block)]:
         yield (
             f"{single[0]} 只是一个算子：检查点要存它的输入，它本来存的也多不了多少，"
             "几乎省不下内存。",
@@ -85,12 +88,16 @@ def expected(
             "something large comes after it, the peak would hardly fall. Checkpoint the blocks "
             "inside it.",
         )
-    for kind, zh, en in ((_BatchNorm, "BatchNorm", "a BatchNorm"),
-                         (_InstanceNorm, "InstanceNorm", "an InstanceNorm")):  # fmt: skip
+    for kind, zh, en in (
+        (_BatchNorm, "BatchNorm", "a BatchNorm"),
+        (_InstanceNorm, "InstanceNorm", "an InstanceNorm"),
+    ):
         counting = [
-            f"{path}.{name}".rstrip(".") for path, block in free for name, m in
-            block.named_modules() if isinstance(m, kind) and m.track_running_stats
-        ]  # fmt: skip
+            f"{path}.{name}".rstrip(".")
+            for path, block in free
+            for name, m in block.named_modules()
+            if isinstance(m, kind) and m.track_running_stats
+        ]
         if counting:
             yield (
                 f"{counting[0]} 是 {zh}：重算会把它的统计量每步更新两次（梯度不受影响）。",
@@ -139,7 +146,7 @@ def _calls_its_own(module: nn.Module) -> bool:
     return any(known) or not known
 
 
-def _is_one_operator(block: nn.Module) -> bool:
+def is_one_operator(block: nn.Module) -> bool:
     from_torch = type(block).__module__.startswith("torch.nn.")
     several = isinstance(block, (nn.RNNBase, nn.RMSNorm))  # the latter keeps its product, too
     return from_torch and not list(block.children()) and not several
@@ -378,15 +385,19 @@ def _is_filled(cell: Any) -> bool:
 def _own_checkpoints(kind: Any) -> tuple[bool, tuple[str, ...]]:
     """Whether a class calls a checkpoint in its forward, and the attributes that may switch it."""
     methods = [
-        inspect.unwrap(value) for base in kind.__mro__ for name, value in vars(base).items()
+        inspect.unwrap(value)
+        for base in kind.__mro__
+        for name, value in vars(base).items()
         if "forward" in name and inspect.isfunction(value) and base is not nn.Module
-    ]  # fmt: skip
+    ]
     calling = [method for method in methods if _calls_checkpoint(method)]
     switches = {
-        name for method in calling for name in method.__code__.co_names
+        name
+        for method in calling
+        for name in method.__code__.co_names
         if any(word in name.lower() for word in ("checkpointing", "ckpt", "with_cp"))
         or ("checkpoint" in name.lower() and name not in method.__globals__)
-    }  # fmt: skip
+    }
     return bool(calling), tuple(sorted(switches))
 
 

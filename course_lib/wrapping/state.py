@@ -96,9 +96,10 @@ class Snapshot:
         """Names of what holds other values now; what was not there before is not among them."""
         now = {slot.name: slot.value for slot in slots(block)}
         return [
-            name for name, then in self._were.items()
+            name
+            for name, then in self._were.items()
             if name in now and not _same(_print(now[name]), then)
-        ]  # fmt: skip
+        ]
 
 
 def _print(value: Any) -> Any:
@@ -187,9 +188,10 @@ def _needs_gradient(value: Any) -> bool:
 
 def _of(block: nn.Module, parameters: Collection[str]) -> list[Slot]:
     return [
-        slot for slot in slots(block)
+        slot
+        for slot in slots(block)
         if not isinstance(slot.value, nn.Parameter) or slot.name in parameters
-    ]  # fmt: skip
+    ]
 
 
 def _values(block: nn.Module, parameters: Collection[str]) -> dict[str, Any]:
@@ -260,9 +262,12 @@ def _put_back(block: nn.Module, parameters: Collection[str]) -> Iterator[None]:
     attributes += [(module._buffers, dict(module._buffers)) for module in modules]
     tensors = [slot.value for slot in _of(block, parameters) if isinstance(slot.value, Tensor)]
     tensors += [
-        buffer for module in modules if isinstance(module, _NormBase)
-        for buffer in module.buffers(recurse=False) if not is_lazy(buffer)
-    ]  # fmt: skip
+        buffer
+        for module in modules
+        if isinstance(module, _NormBase)
+        for buffer in module.buffers(recurse=False)
+        if not is_lazy(buffer)
+    ]
     values = [tensor.detach().clone() for tensor in tensors]
     usual = tuple(t for t in tensors if type(t) in (Tensor, nn.Parameter))
     # A graph that has saved one of them must not find it changed.
@@ -329,10 +334,11 @@ def worth_trying(block: nn.Module) -> list[str]:
     """Names of tensors that are no parameters, and of whatever else the source seems to change."""
     written = written_in_source(block)
     return [
-        slot.name for slot in slots(block)
+        slot.name
+        for slot in slots(block)
         if slot.name in written
         or (isinstance(slot.value, Tensor) and not isinstance(slot.value, nn.Parameter))
-    ]  # fmt: skip
+    ]
 
 
 def _tried_on_guesses(part: nn.Module, training: bool, whole: bool) -> Tried | None:
@@ -396,8 +402,10 @@ def _guesses(module: nn.Module) -> Iterator[tuple[Tensor]]:
             widths[tensor.shape[-1]] = None
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     for width in list(widths)[:4]:
-        spatial = [(2, width, *(8,) * d) for d in [*dimensions, *(d for d in (1, 2, 3)
-                   if d not in dimensions)]]  # fmt: skip
+        spatial = [
+            (2, width, *(8,) * d)
+            for d in [*dimensions, *(d for d in (1, 2, 3) if d not in dimensions)]
+        ]
         flat: list[tuple[int, ...]] = [(6, width), (2, 6, width)]
         for shape in (*spatial, *flat) if dimensions else (*flat, *spatial):
             yield (torch.randn(shape, dtype=dtype, requires_grad=True),)

@@ -1,9 +1,9 @@
 """One JupyterLab and one Chromium for all lessons."""
 
 import pytest
-from lab import chromium, find_chromium, jupyterlab
 
-from notebooks import continuous_integration
+from support.lab import chromium, find_chromium, jupyterlab
+from support.notebooks import continuous_integration
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import re
 import statistics
 
 import pytest
-from contrast import ENOUGH
-from lab import Screen, jupyterlab, percentile
-from notebook_rules import HAN
 
-from notebooks import build, lessons, python
+from support.contrast import ENOUGH
+from support.lab import Screen, jupyterlab, percentile
+from support.notebook_rules import HAN
+from support.notebooks import build, lessons, python
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -109,10 +109,10 @@ def test_a_cell_before_its_time_says_what_it_needs(browser, server):
     screen.run_code_cell(place)
     said = screen.page.locator(".jp-OutputArea-output:has-text('NameError')")
     said.first.wait_for()
-    assert "measured = measure_counts(" in said.first.inner_text()
+    assert "measured = measure_first(" in said.first.inner_text()
     screen.run_code_cell(place, source="changed = measured[2]")
     said.first.wait_for()
-    assert "measured = measure_counts(" in said.first.inner_text()
+    assert "measured = measure_first(" in said.first.inner_text()
     screen.close()
 
 

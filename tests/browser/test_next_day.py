@@ -4,21 +4,21 @@ import json
 import re
 
 import pytest
-from lab import WINDOW, Screen, jupyterlab
 
-from notebooks import build, lessons, markdown, prose, python, tags
+from support.lab import WINDOW, Screen, jupyterlab
+from support.notebooks import build, lessons, markdown, prose, python, tags
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 (SETUP,) = (cell for cell in lessons()[0].code if "setup" in tags(cell))
 ASK = python(
-    "from course_lib.exercises import compare, predict, scoreboard\n"
-    "predict('peak', zh='峰值是', en='The peak is')"
+    "from course_lib.notebook.predictions import compare, guess, scoreboard\n"
+    "guess('peak', zh='峰值是', en='The peak is')"
 )
 COMPARE = python("compare('peak', 3 * 2**20)")
 SCORES = python("scoreboard()")
 SWEEP = python(
-    "from course_lib.explorers import Control, Explorer, progress\n"
+    "from course_lib.notebook.explorers import Control, Explorer, progress\n"
     "done = [n for n in progress(range(3), zh='正在测量', en='Measuring')]"
 )
 EXPLORE = python(
@@ -45,6 +45,7 @@ def left(screen):
     field.press("Enter")
     screen.handles()[0].element.press("End")
     screen.settle()
+    screen.page.wait_for_timeout(1500)  # for what the kernel draws while it is idle
     screen.page.evaluate(SAVE)
     screen.settle()
 
@@ -85,6 +86,20 @@ def is_read_in_english_too(screen):
     bar.get_by_role("button", name="中文", exact=True).click()
 
 
+def moves_without_a_kernel(screen):
+    """The slider shows every picture that the kernel had drawn."""
+    slider = screen.page.locator(".course-slider input")
+    image = screen.page.locator(".course-picture img")
+    seen = set()
+    for key, expected in (("Home", "图 1"), ("ArrowRight", "图 2"), ("End", "图 3")):
+        slider.press(key)
+        screen.page.wait_for_timeout(100)
+        assert expected in screen.page.locator(".course-words").inner_text()
+        assert image.get_attribute("alt") == expected
+        seen.add(image.get_attribute("src"))
+    assert len(seen) == 3
+
+
 def lose_kernel(server):
     """As on a machine that has none of that name; whoever works there trusts the notebook."""
     file = server.folder / "93_next_day.ipynb"
@@ -120,6 +135,7 @@ def test_it_looks_as_it_was_left(browser, used, notebook7):
         looks_as_it_was_left(screen)
         line = screen.page.locator(".course-asleep:visible")
         assert "运行所有单元格" in line.inner_text()
+        moves_without_a_kernel(screen)
         is_read_in_english_too(screen)
         screen.page.evaluate(SAVE)
         screen.settle()
@@ -133,6 +149,7 @@ def test_it_looks_as_it_was_left(browser, used, notebook7):
         screen.page.wait_for_selector(".course-asleep-briefly")
         looks_as_it_was_left(screen)
         assert "没有内核" in screen.page.locator(".course-asleep-briefly:visible").inner_text()
+        moves_without_a_kernel(screen)
         is_read_in_english_too(screen)
         screen.page.close()
         file.write_bytes(before)

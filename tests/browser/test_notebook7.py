@@ -1,9 +1,9 @@
 """Jupyter Notebook 7: prose in both languages, the switch, and sliders."""
 
 import pytest
-from lab import Screen, jupyterlab
 
-from notebooks import build, lessons, markdown, prose, python, tags
+from support.lab import Screen, jupyterlab
+from support.notebooks import build, lessons, markdown, prose, python, tags
 
 # Notebook 7.6 says so about itself whenever it opens, with nothing of ours on the page.
 ITS_OWN = "page error: Cannot read properties of undefined (reading 'schema')"
@@ -21,7 +21,7 @@ def screen(browser, tmp_path_factory):
             markdown("# 小 · Small"),
             *prose("两种语言都看得见。", "Both languages can be seen."),
             setup,
-            python("from course_lib.player import player\nplayer(layers=4)"),
+            python("from course_lib.notebook.player import player\nplayer(layers=4)"),
         )
         opened = Screen.open(browser, server, "96_small")
         opened.problems[:] = [problem for problem in opened.problems if problem != ITS_OWN]

@@ -4,19 +4,19 @@ import json
 import re
 
 import pytest
-from lab import Screen
 
-from course_lib import order
-from notebooks import FOLDER, build, markdown, prose, python
+from course_lib.notebook import missing_names
+from support.lab import Screen
+from support.notebooks import FOLDER, build, markdown, prose, python
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PLAYER = """\
 import course_lib
-from course_lib.player import Player, film
+from course_lib.notebook.player import Player, film
 Player([film(segments=count) for count in (1, 2, 3)])"""
 TABLE = """\
-from course_lib.contents import lessons
+from course_lib.site.contents import lessons
 from course_lib.language import Table
 head = [("模型", "model"), ("检查点", "checkpoints"), *(("大小", "size") for _ in range(6))]
 display(Table(head, [[("一个名字很长的模型", "a model with a long name"),
@@ -24,7 +24,7 @@ display(Table(head, [[("一个名字很长的模型", "a model with a long name"
 PLACEMENT = """\
 from course_lib.memory import simulated
 from course_lib.models import pyramid
-from course_lib.placement import Placement
+from course_lib.lessons.placing_checkpoints.placement import Placement
 from course_lib.plans import chain_of
 import torch
 with simulated():
@@ -140,8 +140,8 @@ def test_sliders_and_buttons_say_their_names_and_values(screen):
         screen.settle()
         for handle in (counts, moment):
             beside = handle.element.evaluate(
-                "handle => handle.closest('.widget-slider')"
-                ".querySelector('.widget-readout').innerText"
+                "handle => handle.closest('.course-slider')"
+                ".querySelector('.course-readout').innerText"
             )
             assert handle.position == beside
         assert counts.position == "2"
@@ -186,11 +186,11 @@ def named_menus(words: str) -> list[tuple[str, str]]:
 def test_menus_are_called_what_they_are_called(browser, server, monkeypatch):
     """In the messages about the order of cells, and in what lesson 00 tells its readers to do."""
     first = json.loads((FOLDER / "00_start_here.ipynb").read_text(encoding="utf-8"))["cells"]
-    cell = order.Cell("1", "made = 1", (), ("标题", "heading"))
+    cell = missing_names.Cell("1", "made = 1", (), ("标题", "heading"))
     for language, locale in (("zh", "zh_CN"), ("en", "en")):
-        monkeypatch.setattr("course_lib.language._chosen", language)
-        monkeypatch.setattr(order, "_here", lambda _: ([cell], -1))
-        told = named_menus(order.missing(None, "made"))
+        monkeypatch.setattr("course_lib.language.choice._chosen", language)
+        monkeypatch.setattr(missing_names, "_here", lambda _: ([cell], -1))
+        told = named_menus(missing_names.missing(None, "made"))
         prose = ("".join(c["source"]) for c in first if language in c["metadata"].get("tags", []))
         told += named_menus("\n".join(prose))
         assert len(told) >= 2

@@ -1,9 +1,9 @@
 """Lesson 02's player in a browser: play, pause, stop, and one step at a time."""
 
 import pytest
-from lab import Screen
 
-from notebooks import build, python
+from support.lab import Screen
+from support.notebooks import build, python
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 def screen(browser, server):
     build(
         server.folder / "98_player.ipynb",
-        python("import course_lib\nfrom course_lib.player import player\nplayer()"),
+        python("import course_lib\nfrom course_lib.notebook.player import player\nplayer()"),
     )
     opened = Screen.open(browser, server, "98_player")
     opened.run_all()
@@ -27,13 +27,13 @@ def moment(screen):
 
 
 def press(screen, icon):
-    screen.page.click(f".jp-OutputArea button:has(.fa-{icon})")
+    screen.page.click(f".jp-OutputArea button[data-does={icon}]")
 
 
 def test_step_buttons(screen):
     begin = moment(screen)
     for icon, after in (
-        ("step-forward", begin + 1), ("step-forward", begin + 2), ("step-backward", begin + 1),
+        ("on", begin + 1), ("on", begin + 2), ("back", begin + 1),
     ):  # fmt: skip
         before = screen.pictures()
         press(screen, icon)
@@ -49,7 +49,7 @@ def test_play_pause_and_stop(screen):
     before = screen.pictures()
     press(screen, "play")
     screen.page.wait_for_timeout(2500)
-    press(screen, "pause")
+    press(screen, "play")
     screen.settle()
     paused = moment(screen)
     assert 2 <= paused < 31

@@ -1,9 +1,9 @@
 """Two lessons side by side: each is read in a language of its own, also while it is busy."""
 
 import pytest
-from lab import Screen
 
-from notebooks import build, lessons, markdown, prose, python, tags
+from support.lab import Screen
+from support.notebooks import build, lessons, markdown, prose, python, tags
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -156,6 +157,51 @@ def random_plan(pick: random.Random, layers: int, depth: int = 2) -> Plan:
         return tuple(found)
 
     return Plan(parts(0, layers, depth))
+
+
+def nested_plans(layers: int) -> list[Plan]:
+    """Every plan, but for segments in which there is nothing but another segment."""
+    return [plan for plan, _ in cheaper_plans([0] * layers, 1)]
+
+
+def cheaper_plans(flops: list[int], most: int) -> list[tuple[Plan, int]]:
+    """Every such plan that recomputes fewer than ``most`` FLOPs, with them.
+
+    ``flops``: of each layer, which saves something as the last thing it does: a segment is then
+    recomputed to its end, or to the beginning of the segment with which it ends.
+    """
+
+    def first(part: int | tuple) -> int:
+        return first(part[0]) if isinstance(part, tuple) else part
+
+    @functools.cache
+    def after(begin: int, end: int) -> list[tuple[tuple, int]]:
+        if begin == end:
+            return [((), 0)]
+        kept = [((begin, *rest), cost) for rest, cost in after(begin + 1, end)]
+        return kept + cut(begin, end, last=end)
+
+    def cut(begin: int, end: int, last: int) -> list[tuple[tuple, int]]:
+        return [
+            ((part, *rest), cost + more)
+            for middle in range(begin + 1, last + 1)
+            for part, cost in segments(begin, middle)
+            for rest, more in after(middle, end)
+            if cost + more < most
+        ]
+
+    @functools.cache
+    def segments(begin: int, end: int) -> list[tuple[tuple, int]]:
+        inside = [((begin, *rest), cost) for rest, cost in after(begin + 1, end)]
+        found = []
+        for parts, cost in inside + cut(begin, end, last=end - 1):
+            to = first(parts[-1]) if isinstance(parts[-1], tuple) else end
+            cost += sum(flops[begin:to])
+            if cost < most:
+                found.append((parts, cost))
+        return found
+
+    return [(Plan(parts), cost) for parts, cost in after(0, len(flops)) if cost < most]
 
 
 def flat_plans(layers: int) -> list[Plan]:

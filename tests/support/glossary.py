@@ -1,13 +1,14 @@
 """Whether prose uses the course's terms, and what it says in place of them.
 
-Words in quotation marks are left out of the checks: a lesson may quote an article's word.
+Words in quotation marks are left out of the checks: a lesson may quote an article's word. So is
+what a term is also called, up to the end of that sentence: people search for those names.
 """
 
 from __future__ import annotations
 
 import re
 
-from course_lib.glossary import PHRASES, TERMS
+from course_lib.site.glossary import PHRASES, TERMS
 
 # What Chinese prose does not say, and the word that it says.
 NOT_IN_CHINESE = {
@@ -45,7 +46,7 @@ NOT_IN_ENGLISH = {
     r"backwards propagation": "backward pass",
 }
 
-QUOTED = re.compile(r"「[^」]*」|“[^”]*”|\"[^\"]*\"")
+QUOTED = re.compile(r"「[^」]*」|“[^”]*”|\"[^\"]*\"|也叫[^。；]*|\balso called[^.;]*", re.I)
 
 
 def _unquoted(words: str) -> str:

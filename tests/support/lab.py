@@ -19,7 +19,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, ElementHandle, Page, sync_playwright
 
 import course
-from notebooks import FOLDER, RAISES, ROOT
+from support.notebooks import FOLDER, RAISES, ROOT
 
 # All cells are on the page, not only those in view.
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}}
@@ -189,7 +189,7 @@ LISTEN = """
   new MutationObserver(async mutations => {
     const areas = new Set(mutations
       .filter(({target}) => !(target.closest ?? target.parentElement?.closest)
-        ?.call(target.closest ? target : target.parentElement, '.widget-slider'))
+        ?.call(target.closest ? target : target.parentElement, '.widget-slider, .course-controls'))
       .map(({target}) => (target.closest ? target : target.parentElement)
         ?.closest('.jp-OutputArea-output'))
       .filter(area => area));
@@ -271,6 +271,20 @@ MISFITS = """
                    explorer.innerText.slice(0, 60));
   }
   return found;
+}
+"""
+
+LABELS = ":is(.widget-slider .widget-label, .course-label)"
+
+# Where a slider's handle is, and where it can be; pixels. A browser does not say where it draws
+# that of its own slider, but its width is about the height of the text.
+PLACES = """
+handle => {
+  const track = handle.closest('.noUi-target') ?? handle, box = track.getBoundingClientRect();
+  const own = handle.getBoundingClientRect();
+  if (track !== handle) return [own.left + own.width / 2, [box.left, box.right]];
+  const [left, right] = [box.left + 8, box.right - 8];
+  return [left + (right - left) * handle.value / (handle.max || 1), [left, right]];
 }
 """
 
@@ -386,11 +400,11 @@ class Screen:
         return self.page.evaluate(PROSE, language)
 
     def slider_labels(self) -> list[str]:
-        return self.page.locator(".widget-slider .widget-label").all_inner_texts()
+        return self.page.locator(LABELS).all_inner_texts()
 
     def labels_cut_off(self) -> list[str]:
         return self.page.eval_on_selector_all(
-            ".widget-slider .widget-label",
+            LABELS,
             "all => all.filter(l => l.scrollWidth > l.clientWidth).map(l => l.innerText)",
         )
 
@@ -429,7 +443,9 @@ class Screen:
     # Sliders
 
     def handles(self) -> list[Handle]:
-        found = self.page.query_selector_all(".jp-OutputArea-output .noUi-handle[role=slider]")
+        found = self.page.query_selector_all(
+            ".jp-OutputArea-output :is(.noUi-handle[role=slider], .course-slider input)"
+        )
         return [Handle(self, element) for element in found]
 
     def screenshots(self, language: str) -> list[Path]:
@@ -477,6 +493,7 @@ class Handle:
     element: ElementHandle
     seconds: list[float] = field(default_factory=list)  # from each input to its new picture
     at: dict[str, str] = field(default_factory=dict)  # what is beside the slider, per position
+    moved_by: set[str] = field(default_factory=set)
 
     KEYS = ("Home", "ArrowRight", "ArrowRight", "PageUp", "End", "ArrowLeft", "PageDown")
     STOPS = (0.0, 0.35, 1.0, 0.7)  # of the way, for the mouse
@@ -486,7 +503,8 @@ class Handle:
     @property
     def label(self) -> str:
         return self.element.evaluate(
-            "handle => handle.closest('.widget-slider').querySelector('.widget-label').innerText"
+            "handle => handle.closest('.widget-slider, .course-slider')"
+            ".querySelector('.widget-label, .course-label').innerText"
         )
 
     @property
@@ -498,7 +516,7 @@ class Handle:
         return self.element.evaluate(
             """handle => {
               const area = handle.closest('.jp-OutputArea-output').cloneNode(true);
-              area.querySelectorAll('.widget-slider').forEach(slider => slider.remove());
+              area.querySelectorAll('.widget-slider, .course-controls').forEach(s => s.remove());
               return area.innerHTML.replace(/id="[^"]*"/g, '');
             }"""
         )
@@ -525,7 +543,15 @@ class Handle:
         self.element.scroll_into_view_if_needed()
         complaints = []
         for key in self.KEYS:
+            before = self.position
             complaints += self._move(key, lambda key=key: self.element.press(key))
+            if (
+                key == "ArrowRight"
+                and "ArrowRight" not in self.moved_by
+                and before == self.position
+            ):
+                complaints.append(f"{self.label}: {key} does not move it from {before}")
+            self.moved_by.add(key)
         for stop in self.STOPS:
             complaints += self._move(f"drag to {stop:.0%}", lambda stop=stop: self._drag(stop))
         if len(self.at) < 2:
@@ -577,11 +603,12 @@ class Handle:
     def _drag(self, stop: float) -> None:
         """Drag the handle with the mouse to a fraction of the track, in small steps."""
         mouse = self.screen.page.mouse
-        track = self.element.evaluate_handle("handle => handle.closest('.noUi-target')")
-        box, handle = track.as_element().bounding_box(), self.element.bounding_box()
-        mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        handle, (left, right) = self.element.evaluate(PLACES)
+        y = self.element.bounding_box()
+        middle = y["y"] + y["height"] / 2
+        mouse.move(handle, middle)
         mouse.down()
-        mouse.move(box["x"] + stop * box["width"], handle["y"] + handle["height"] / 2, steps=8)
+        mouse.move(left + stop * (right - left), middle, steps=8)
         mouse.up()
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeGuard
 
-from glossary import missing_terms, wrong_words
 from nbformat import NotebookNode
 
 from course_lib.language import columns
-from notebooks import (
+from course_lib.site.contents import edition_of
+from support.glossary import missing_terms, wrong_words
+from support.notebooks import (
     FENCE,
     IGNORED_OUTPUT,
     RAISES,
@@ -33,6 +34,7 @@ from notebooks import (
 MAX_BYTES = 1_000_000
 MAX_LINES = 20  # of a code cell, blank ones not counted; fifteen is what to aim at
 MAX_COLUMNS = 104  # of a line of code; a Chinese character takes two
+FOLDED = ("jupyter", {"source_hidden": True})  # code that serves the lesson and teaches nothing
 LONGER_CELLS = {"setup", "exercise"}
 TAGS = {
     "markdown": {"zh", "en"},
@@ -117,8 +119,11 @@ def same_in_both_languages(lesson: Lesson) -> list[str]:
 
 
 def _differences(zh: Prose, en: Prose) -> Iterator[str]:
+    page = f"{edition_of()}/%s/"  # each language leads to its own of the web edition's
+    links = {link.replace(page % "zh", page % "en") for link in zh.links}
     for what in ("code", "formulas", "links"):
         there, here = getattr(zh, what), getattr(en, what)
+        there = links if what == "links" else there
         if there != here:
             only_zh, only_en = sorted(there - here), sorted(here - there)
             yield f"{what}: only Chinese has {only_zh}, only English {only_en}"
@@ -284,6 +289,7 @@ def lean_file(lesson: Lesson) -> list[str]:
         f"{named(cell)}: metadata.{key}"
         for cell in lesson.cells
         for key in sorted(set(cell.metadata) - {"tags"})
+        if (key, cell.metadata[key]) != FOLDED
     ]
     return complaints
 

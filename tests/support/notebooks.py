@@ -345,7 +345,7 @@ class Kernel:
     def _sliders_below(self, model: str) -> int:
         state = self._client.widget_state.get(model, {})
         children = [name.removeprefix("IPY_MODEL_") for name in state.get("children", [])]
-        here = "Slider" in state.get("_model_name", "")
+        here = ("Slider" in state.get("_model_name", "")) + len(state.get("sliders", []))
         return here + sum(map(self._sliders_below, children))
 
     def pages(self) -> list[str]:

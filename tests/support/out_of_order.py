@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from nbformat import NotebookNode
 
-from course_lib.order import names_made
-from notebooks import IGNORED_OUTPUT, Kernel, Lesson, Ran, named, tags
+from course_lib.notebook.missing_names import names_made
+from support.notebooks import IGNORED_OUTPUT, Kernel, Lesson, Ran, named, tags
 
 LONG = 0.3  # seconds
 
@@ -110,10 +110,11 @@ def remember_all(live: Kernel) -> None:
 
 RESET = """\
 for name in globals().keys() - after_setup.keys():
-    del globals()[name]
+    if not name.startswith("__"):  # the compiler's own, which it removes itself
+        del globals()[name]
 globals().update(after_setup)
-import course_lib.exercises
-course_lib.exercises._predictions.clear()
+import course_lib.notebook.predictions
+course_lib.notebook.predictions._predictions.clear()
 """
 
 

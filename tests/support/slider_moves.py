@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from notebooks import Kernel
+from support.notebooks import Kernel
 
 MOVES = 1000
 LIMIT_MIB = 50  # of resident memory
@@ -13,13 +13,14 @@ LIMIT_MIB = 50  # of resident memory
 _FIND = """\
 import gc, json, os, psutil, random
 from ipywidgets.widgets.widget import _instances
-from course_lib.explorers import Explorer
+from course_lib.notebook.explorers import Explorer
 
 explorers = {  # the last of those that a cell made when it ran again
     (explorer._draw.__qualname__, repr([c.start for c in explorer.controls.values()])): explorer
-    for explorer in list(_instances.values()) if isinstance(explorer, Explorer)
+    for explorer in list(_instances.values())
+    if isinstance(explorer, Explorer) and explorer.controls
 }
-explorers = [explorer for explorer in explorers.values() if explorer.controls]
+explorers = list(explorers.values())
 print(json.dumps([explorer._draw.__qualname__ for explorer in explorers]))
 
 
@@ -30,13 +31,16 @@ def resident():
 
 def drag(explorer, moves, seed, seen):
     # One slider at a time to any of its positions, as from the browser; how often what is shown
-    # then is not what was shown there the last time, or not what is drawn now.
+    # then is not what was shown there the last time, or not what a page opened now would get.
     chance, wrong = random.Random(seed), 0
     for _ in range(moves):
-        slider = chance.choice(list(explorer._sliders.values()))
-        slider.index = chance.randrange(len(slider.options))
-        position, page = tuple(explorer.values.values()), explorer._shown.value
-        wrong += seen.setdefault(position, hash(page)) != hash(page) or explorer._page() != page
+        i = chance.randrange(len(explorer.index))
+        there = chance.randrange(len(explorer.sliders[i]["labels"]["en"]))
+        explorer.index = [there if j == i else at for j, at in enumerate(explorer.index)]
+        position, shown = tuple(explorer.index), explorer._shown
+        wrong += seen.setdefault(position, hash(shown)) != hash(shown)
+        (page,) = explorer.pictures.values()
+        wrong += page != shown.in_page()
     return wrong
 """
 _MOVE = """\

@@ -8,9 +8,10 @@ from functools import partial
 import numpy
 import torch
 import torch.nn.functional as F
-from independent import Step
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from support.independent import Step
 
 Make = Callable[[], Step]
 STEPS: dict[str, Make] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from course_lib import language
-from course_lib.exercises_checking import Verdict
+from course_lib.notebook.checking import Verdict
 
 HAN = re.compile("[\u4e00-\u9fff]")
 SIGNS = {"unfinished": "✏️", "right": "✅", "wrong": "❌"}
@@ -14,7 +14,7 @@ SIGNS = {"unfinished": "✏️", "right": "✅", "wrong": "❌"}
 def speak(monkeypatch, chosen: str) -> None:
     """As if the course had been started with ``COURSE_LANG=chosen``."""
     monkeypatch.setenv("COURSE_LANG", chosen)
-    monkeypatch.setattr(language, "_chosen", None)
+    monkeypatch.setattr(language.choice, "_chosen", None)
 
 
 def heard(verdict: Verdict, state: str, zh: str = "", en: str = "") -> None:

@@ -20,9 +20,10 @@ import accelerate
 import peft
 import torch
 import transformers as T
-from independent import Step
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
+
+from support.independent import Step
 
 T.logging.set_verbosity_error()
 
@@ -108,11 +109,13 @@ def _enter(
     MODELS[model] = Specimen(kind, model, layers, config, inputs)
 
 
+# A table of configurations, a line or two each.
+# fmt: off
 _LLAMA = dict(
     vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
     num_attention_heads=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
     eos_token_id=2,
-)  # fmt: skip
+)
 _GROUPED = _LLAMA | dict(num_key_value_heads=2)
 _GPT = dict(vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4)
 _GPT |= dict(bos_token_id=1, eos_token_id=2)
@@ -122,21 +125,21 @@ _PAIR = dict(
     decoder_ffn_dim=64, encoder_attention_heads=4, decoder_attention_heads=4,
     max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     decoder_start_token_id=1,
-)  # fmt: skip
+)
 _VIT = dict(
     image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
     intermediate_size=64,
-)  # fmt: skip
+)
 _WAVE = dict(
     vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
     intermediate_size=64, conv_dim=(16, 16, 16), conv_stride=(5, 2, 2), conv_kernel=(10, 3, 3),
     num_feat_extract_layers=3, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
     mask_time_prob=0.0, layerdrop=0.0,
-)  # fmt: skip
+)
 _SERIES = dict(
     prediction_length=4, context_length=8, lags_sequence=[1, 2], num_time_features=1, d_model=16,
     encoder_layers=2, decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
-)  # fmt: skip
+)
 
 _enter("decoder", "LlamaForCausalLM", "LlamaDecoderLayer", **_GROUPED)
 _enter("decoder", "Qwen2ForCausalLM", "Qwen2DecoderLayer", **_GROUPED)
@@ -155,19 +158,19 @@ _enter(
     "decoder", "GPTNeoForCausalLM", "GPTNeoBlock", vocab_size=VOCABULARY, hidden_size=32,
     num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8,
     max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
+)
 _enter("decoder", "GPTNeoXForCausalLM", "GPTNeoXLayer", **_LLAMA)
 _enter("decoder", "GPTJForCausalLM", "GPTJBlock", **_GPT, rotary_dim=4)
 _enter("decoder", "FalconForCausalLM", "FalconDecoderLayer", **_LLAMA)
 _enter(
     "decoder", "BloomForCausalLM", "BloomBlock", vocab_size=VOCABULARY, hidden_size=32, n_layer=2,
     n_head=4, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
+)
 _enter(
     "decoder", "OPTForCausalLM", "OPTDecoderLayer", vocab_size=VOCABULARY, hidden_size=32,
     ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
     word_embed_proj_dim=32,
-)  # fmt: skip
+)
 _enter("decoder", "OlmoForCausalLM", "OlmoDecoderLayer", **_GROUPED)
 _enter("decoder", "Olmo2ForCausalLM", "Olmo2DecoderLayer", **_GROUPED)
 _enter("decoder", "CohereForCausalLM", "CohereDecoderLayer", **_GROUPED)
@@ -176,7 +179,7 @@ _enter("decoder", "Starcoder2ForCausalLM", "Starcoder2DecoderLayer", **_GROUPED)
 
 _enter("experts", "MixtralForCausalLM", "MixtralDecoderLayer", **_GROUPED, num_local_experts=4)
 _enter("experts", "Qwen2MoeForCausalLM", "Qwen2MoeDecoderLayer", **_EXPERTS,
-       shared_expert_intermediate_size=32)  # fmt: skip
+       shared_expert_intermediate_size=32)
 _enter("experts", "Qwen3MoeForCausalLM", "Qwen3MoeDecoderLayer", **_EXPERTS, head_dim=8)
 _enter("experts", "OlmoeForCausalLM", "OlmoeDecoderLayer", **_EXPERTS)
 _enter(
@@ -184,18 +187,18 @@ _enter(
     moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1,
     n_shared_experts=1, first_k_dense_replace=1, kv_lora_rank=16, q_lora_rank=16,
     qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
-)  # fmt: skip
+)
 _enter(
     "experts", "GptOssForCausalLM", "GptOssDecoderLayer", **_GROUPED, head_dim=8,
     num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
-)  # fmt: skip
+)
 _enter("experts", "GraniteMoeForCausalLM", "GraniteMoeDecoderLayer", **_GROUPED,
-       num_local_experts=4)  # fmt: skip
+       num_local_experts=4)
 
 _enter(
     "encoder–decoder", "T5ForConditionalGeneration", "T5Block", vocab_size=VOCABULARY, d_model=32,
     d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
-)  # fmt: skip
+)
 _enter(
     "encoder–decoder",
     "BartForConditionalGeneration",
@@ -222,53 +225,53 @@ _enter(
     vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
     num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_experts=4,
     decoder_start_token_id=0,
-)  # fmt: skip
+)
 
 _enter("encoder", "BertForMaskedLM", "BertLayer", **_LLAMA)
 _enter("encoder", "RobertaForMaskedLM", "RobertaLayer", **_LLAMA)
 _enter("encoder", "DebertaV2ForMaskedLM", "DebertaV2Layer", **_LLAMA, relative_attention=True,
-       pos_att_type=["p2c", "c2p"])  # fmt: skip
+       pos_att_type=["p2c", "c2p"])
 _enter("encoder", "ElectraForMaskedLM", "ElectraLayer", **_LLAMA, embedding_size=16)
 _enter("encoder", "AlbertForMaskedLM", "AlbertLayer", **_LLAMA, embedding_size=16)
 _enter("encoder", "ModernBertForMaskedLM", "ModernBertEncoderLayer", **_LLAMA, local_attention=8,
-       global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2)  # fmt: skip
+       global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2)
 _enter("encoder", "LongformerForMaskedLM", "LongformerLayer", **_LLAMA, attention_window=8)
 _enter("encoder", "FNetForMaskedLM", "FNetLayer", **_LLAMA)
 _enter("encoder", "DistilBertForMaskedLM", "TransformerBlock", vocab_size=VOCABULARY, dim=32,
-       hidden_dim=64, n_layers=2, n_heads=4, max_position_embeddings=64)  # fmt: skip
+       hidden_dim=64, n_layers=2, n_heads=4, max_position_embeddings=64)
 _enter("encoder", "MPNetForMaskedLM", "MPNetLayer", **_LLAMA)
 _enter("encoder", "ConvBertForMaskedLM", "ConvBertLayer", **_LLAMA, embedding_size=32,
-       conv_kernel_size=3)  # fmt: skip
+       conv_kernel_size=3)
 _enter("encoder", "NystromformerForMaskedLM", "NystromformerLayer", **_LLAMA, num_landmarks=4,
-       segment_means_seq_len=16, conv_kernel_size=3)  # fmt: skip
+       segment_means_seq_len=16, conv_kernel_size=3)
 _enter("encoder", "XLNetLMHeadModel", "XLNetLayer", vocab_size=VOCABULARY, d_model=32, n_layer=2,
-       n_head=4, d_inner=64)  # fmt: skip
+       n_head=4, d_inner=64)
 
 _enter("vision", "ViTForImageClassification", "ViTLayer", classed_pixels, **_VIT)
 _enter(
     "vision", "SwinForImageClassification", "SwinLayer", classed_pixels, image_size=32,
     patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4,
-)  # fmt: skip
+)
 _enter("vision", "ConvNextForImageClassification", "ConvNextLayer", classed_pixels,
-       hidden_sizes=[16, 32], depths=[1, 2], num_stages=2)  # fmt: skip
+       hidden_sizes=[16, 32], depths=[1, 2], num_stages=2)
 _enter(
     "vision", "SegformerForSemanticSegmentation", "SegformerLayer",
     lambda config: pixels(config) | {"labels": torch.randint(0, 2, (BATCH, 32, 32))},
     num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32],
     patch_sizes=[7, 3], strides=[4, 2], num_attention_heads=[2, 4], mlp_ratios=[2, 2],
     decoder_hidden_size=32,
-)  # fmt: skip
+)
 _enter("vision", "Dinov2ForImageClassification", "Dinov2Layer", classed_pixels, **_VIT)
 _enter("vision", "BeitForImageClassification", "BeitLayer", classed_pixels, **_VIT)
 _enter(
     "vision", "ResNetForImageClassification", "ResNetBasicLayer", classed_pixels,
     embedding_size=16, hidden_sizes=[16, 32], depths=[1, 2], layer_type="basic",
-)  # fmt: skip
+)
 _enter("vision", "ViTMAEForPreTraining", "ViTMAELayer", pixels, **_VIT, decoder_hidden_size=16,
        decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
-       decoder_intermediate_size=32)  # fmt: skip
+       decoder_intermediate_size=32)
 _enter("vision", "YolosModel", "YolosLayer", pixels, **_VIT | {"image_size": [32, 32]},
-       num_detection_tokens=4)  # fmt: skip
+       num_detection_tokens=4)
 _enter(
     "vision", "DetrForObjectDetection", ("DetrEncoderLayer", "DetrDecoderLayer"), pixels,
     d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
@@ -276,19 +279,19 @@ _enter(
         model_type="resnet", embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1],
         layer_type="basic", out_features=["stage2"],
     ),
-)  # fmt: skip
+)
 
 _enter(
     "audio", "WhisperForConditionalGeneration", ("WhisperEncoderLayer", "WhisperDecoderLayer"),
     lambda config: {"input_features": torch.randn(BATCH, 8, 32),
                     "labels": torch.randint(3, VOCABULARY, (BATCH, 8))},
     **_PAIR, num_mel_bins=8, max_source_positions=16, max_target_positions=16,
-)  # fmt: skip
+)
 _enter(
     "audio", "Wav2Vec2ForCTC",
     ("Wav2Vec2EncoderLayer", "Wav2Vec2GroupNormConvLayer", "Wav2Vec2NoLayerNormConvLayer"),
     lambda config: waves(config) | {"labels": torch.randint(1, 32, (BATCH, 4))}, **_WAVE,
-)  # fmt: skip
+)
 _enter(
     "audio",
     "HubertModel",
@@ -308,35 +311,35 @@ _enter(
     lambda config: {"input_values": torch.randn(BATCH, 32, 16),
                     "labels": torch.randint(0, 2, (BATCH,))},
     **_VIT | {"image_size": 32}, max_length=32, num_mel_bins=16, frequency_stride=8, time_stride=8,
-)  # fmt: skip
+)
 
 _MAMBA = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
 _MAMBA |= dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
 _enter("state space", "MambaForCausalLM", "MambaBlock", **_MAMBA, state_size=8)
 _enter("state space", "Mamba2ForCausalLM", "Mamba2Block", **_MAMBA, state_size=8, num_heads=8,
-       head_dim=8, n_groups=1, chunk_size=8)  # fmt: skip
+       head_dim=8, n_groups=1, chunk_size=8)
 _enter("state space", "FalconMambaForCausalLM", "FalconMambaBlock", **_MAMBA, state_size=8)
 _enter("state space", "RwkvForCausalLM", "RwkvBlock", **_MAMBA, attention_hidden_size=32,
-       context_length=64)  # fmt: skip
+       context_length=64)
 _enter(
     "state space", "JambaForCausalLM", ("JambaAttentionDecoderLayer", "JambaMambaDecoderLayer"),
     **_GROUPED, use_mamba_kernels=False, num_experts=2, attn_layer_period=2, attn_layer_offset=1,
     expert_layer_period=2, expert_layer_offset=1, mamba_d_state=8,
-)  # fmt: skip
+)
 _enter("state space", "RecurrentGemmaForCausalLM", "RecurrentGemmaDecoderLayer", **_GROUPED,
        lru_width=32, attention_window_size=8, block_types=["recurrent", "attention"],
-       head_dim=8)  # fmt: skip
+       head_dim=8)
 
 _enter(
     "several inputs", "CLIPModel", "CLIPEncoderLayer",
     lambda config: words(config) | pixels(config) | {"return_loss": True},
     text_config=_LLAMA, vision_config=_VIT, projection_dim=16,
-)  # fmt: skip
+)
 _enter(
     "several inputs", "SiglipModel", "SiglipEncoderLayer",
     lambda config: words(config) | pixels(config) | {"return_loss": True},
     text_config=_LLAMA, vision_config=_VIT,
-)  # fmt: skip
+)
 
 
 def _with_images(config: Any, count: int) -> dict[str, Any]:
@@ -351,23 +354,23 @@ _enter(
     text_config=_GROUPED | {"model_type": "llama"},
     vision_config=_VIT | {"model_type": "clip_vision_model"}, image_token_index=127,
     vision_feature_select_strategy="default", vision_feature_layer=-1,
-)  # fmt: skip
+)
 _enter(
     "several inputs", "GitForCausalLM", ("GitLayer", "GitVisionEncoderLayer"),
     lambda config: tokens(config) | pixels(config),
     **_LLAMA, vision_config=_VIT,
-)  # fmt: skip
+)
 _enter(
     "several inputs", "ViltForMaskedLM", "ViltLayer",
     lambda config: words(config) | pixels(config), **_LLAMA | _VIT,
-)  # fmt: skip
+)
 _enter(
     "time series", "PatchTSTForPrediction", "PatchTSTEncoderLayer",
     lambda config: {"past_values": torch.randn(BATCH, 16, 2),
                     "future_values": torch.randn(BATCH, 4, 2)},
     num_input_channels=2, context_length=16, patch_length=4, patch_stride=4, prediction_length=4,
     d_model=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32,
-)  # fmt: skip
+)
 
 
 def _series(config: Any) -> dict[str, Any]:
@@ -391,14 +394,14 @@ _enter(
 _enter(
     "time series", "TimeSeriesTransformerForPrediction",
     ("TimeSeriesTransformerEncoderLayer", "TimeSeriesTransformerDecoderLayer"), _series, **_SERIES,
-)  # fmt: skip
+)
 _enter(
     "time series", "PatchTSMixerForPrediction", "PatchTSMixerLayer",
     lambda config: {"past_values": torch.randn(BATCH, 16, 2),
                     "future_values": torch.randn(BATCH, 4, 2)},
     num_input_channels=2, context_length=16, patch_length=4, patch_stride=4, prediction_length=4,
     d_model=16, num_layers=2,
-)  # fmt: skip
+)
 
 
 # --- ways of training ---------------------------------------------------------------------------
@@ -728,7 +731,7 @@ def written_then_trained() -> Step:
     def run() -> None:
         optimizer.zero_grad()
         ids = model.generate(inputs["input_ids"][:, :4], max_new_tokens=4, min_new_tokens=4,
-                             do_sample=True)  # fmt: skip
+                             do_sample=True)
         loss_of(model(input_ids=ids, labels=ids)).backward()
         optimizer.step()
 
@@ -795,7 +798,10 @@ FULL_SIZE: dict[str, dict[str, int]] = {
                num_attention_heads=32, num_key_value_heads=8),
     "70B": dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
                 num_attention_heads=64, num_key_value_heads=8),
-}  # fmt: skip
+}
+
+
+# fmt: on
 
 
 def full_size(size: str, checkpointed: bool = False, length: int = 4096) -> Step:

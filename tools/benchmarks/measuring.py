@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-from independent import count
 from page import bullets, named, table
 from subjects import CHECKPOINTED, LARGE, SMALL, SUBJECTS, Subject
 from timing import in_turns
-from tools import TOOLS, Answer
+from trackers import TOOLS, Answer
+
+from support.independent import count
 
 TURNS = {LARGE: 3, SMALL: 7, CHECKPOINTED: 7}
 HEADING = ("测量一步训练的内存", "Measuring the memory of a training step")

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import psutil
-from independent import Step
 from page import named, table
 from timing import Times, in_turns, with_spread
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib.memory import Role, measure, simulated
+from support.independent import Step
 
 HEADING = ("真实的模型", "Real models")
 TURNS = 5
@@ -27,7 +27,7 @@ SHOWN = (
 
 def section() -> Iterator[str]:
     """The part of the page, paragraph by paragraph."""
-    import zoo  # takes seconds: not when the benchmarks are merely listed
+    from support import zoo  # takes seconds: not when the benchmarks are merely listed
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

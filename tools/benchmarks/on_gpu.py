@@ -1,15 +1,18 @@
 """Measure the lessons' main steps on this machine's GPU and store them in ``assets/gpus``.
 
-    python tests/benchmarks/on_gpu.py
+    python tools/benchmarks/on_gpu.py
 
-needs the course's packages with a torch that can use CUDA. The lessons then show the card's numbers
-beside the learner's own: run ``python course.py refresh`` on the lessons 00, 01 and 03 afterwards.
+needs the course's packages with a torch that can use CUDA. It writes one file for each card, which
+can stand beside the lessons' own numbers.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import course_lib  # first: it sets two options that torch reads while loading
@@ -19,10 +22,34 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from course_lib.gpus import Card, Values
+from course_lib.lessons.torch_checkpoint.savings import time_kinds
 from course_lib.memory import measure
 from course_lib.models import Sizes, Transformer, even_segments, random_tokens
-from course_lib.sweeps import time_kinds
+from course_lib.paths import ASSETS
+
+GPUS = ASSETS / "gpus"
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU and what was measured on it.
+
+    ``tables``: by lesson number, then by row (``""`` where there is only one), values by name.
+    """
+
+    name: str
+    driver: str
+    torch: str
+    tables: dict[str, dict[str, Values]]
+
+    def store(self, folder: Path = GPUS) -> Path:
+        """Write the card's file; one that was there is replaced."""
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{re.sub(r'[^a-z0-9]+', '-', self.name.lower())}.json"
+        file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        return file
 
 
 def lesson_00(device: torch.device) -> dict[str, Values]:

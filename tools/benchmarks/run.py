@@ -11,15 +11,17 @@ from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "browser"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import course_lib  # noqa: E402, F401  before torch, which reads its log levels while loading
 
 # isort: split
+import choosing  # noqa: E402
 import lessons  # noqa: E402
 import measuring  # noqa: E402
 import models  # noqa: E402
 import page  # noqa: E402
+import planning  # noqa: E402
 import recompute  # noqa: E402
 import simulated  # noqa: E402
 import torch  # noqa: E402
@@ -27,6 +29,8 @@ import torch  # noqa: E402
 FILE = ROOT / "assets" / "benchmarks.md"
 PARTS = {
     "measuring": measuring,
+    "planning": planning,
+    "choosing": choosing,
     "simulated": simulated,
     "models": models,
     "recompute": recompute,

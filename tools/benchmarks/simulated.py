@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 
 import torch
-from independent import Step
 from page import named, table
 from subjects import encoder, training
 from timing import in_turns, with_spread
-from tools import Tracker
 from torch._subclasses.fake_tensor import FakeTensorMode
+from trackers import Tracker
 
 from course_lib.memory import measure, simulated
+from support.independent import Step
 
 TURNS = {10: 5, 20: 5, 50: 3, 100: 3, 200: 3}
 TRACKED = 50  # more layers than this take MemTracker minutes

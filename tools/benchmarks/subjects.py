@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from independent import Step
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from course_lib.models import Block, Sizes
+from support.independent import Step
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,12 @@ def with_spread(values: Sequence[float], digits: str) -> str:
     return f"{middle:{digits}} ({low:{digits}}–{high:{digits}})"
 
 
-def in_turns(runs: Mapping[Name, Callable[[], object]], turns: int) -> dict[Name, Times]:
-    """Time each of ``runs`` in ``turns`` turns, after one that warms up.
+def in_turns(
+    runs: Mapping[Name, Callable[[], object]],
+    turns: int,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[Name, Times]:
+    """Time each of ``runs`` in ``turns`` turns by ``clock``, after one that warms up.
 
     They take turns so that the machine's moods fall on all alike. Processor time of this process,
     not time on the clock: other processes leave it be. It is the time on the clock where one
@@ -45,8 +49,8 @@ def in_turns(runs: Mapping[Name, Callable[[], object]], turns: int) -> dict[Name
     taken: dict[Name, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
-            begin = time.process_time()
+            begin = clock()
             run()
             if turn:
-                taken[name].append(time.process_time() - begin)
+                taken[name].append(clock() - begin)
     return {name: Times(tuple(seconds)) for name, seconds in taken.items()}

@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 import torch
 import torchinfo
-from independent import Step, bytes_before
 from subjects import SUBJECTS, Subject
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.profiler import ProfilerActivity, profile
 
 from course_lib.memory import measure
+from support.independent import Step, bytes_before
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .explorers import Control, Explorer, progress
-from .figures import COLOURS, PHASE_IN_A_SENTENCE, Curve, draw_bars, draw_curves, size_text
-from .memory import Event, MemoryTrace, Phase, Role, measure, simulated
-from .models import Sizes, Transformer, random_tokens, step_without_passes
+from ...figures.bars import draw_bars
+from ...figures.curves import Curve, draw_curves
+from ...figures.palette import COLOURS
+from ...figures.words import PHASE_IN_A_SENTENCE, size_text
+from ...memory.measurement import measure
+from ...memory.simulation import simulated
+from ...memory.trace import Event, MemoryTrace, Phase, Role
+from ...models import Sizes, Transformer, random_tokens, step_without_passes
+from ...notebook.explorers import Control, Explorer, progress
 
 
 @dataclass(frozen=True)
@@ -258,9 +263,18 @@ def share_explorer(traces: dict[int, MemoryTrace]) -> Explorer:
             f"which falls in {en}",
         )
         curve = Curve(("激活值", "activations"), shares, COLOURS[Role.ACTIVATION])
-        draw_curves(figure, batches, [curve], mark=place, title=title, limit=100, log_x=True,
-                    x_name=("批大小", "batch size"), y_name=("占峰值的 %", "% of the peak"),
-                    show=lambda value: f"{value:.0f}%")  # fmt: skip
+        draw_curves(
+            figure,
+            batches,
+            [curve],
+            mark=place,
+            title=title,
+            limit=100,
+            log_x=True,
+            x_name=("批大小", "batch size"),
+            y_name=("占峰值的 %", "% of the peak"),
+            show=lambda value: f"{value:.0f}%",
+        )
 
     def caption(data: tuple[int, float, MemoryTrace]) -> tuple[str, str]:
         place, _, trace = data
@@ -271,5 +285,10 @@ def share_explorer(traces: dict[int, MemoryTrace]) -> Explorer:
             f"batch size {batches[place]}: peak {peak}, of which activations {activations}",
         )
 
-    return Explorer([Control("batch", "批大小", "batch size", batches, batches[0])],
-                    frame, draw, caption, size=(8.2, 3.4))  # fmt: skip
+    return Explorer(
+        [Control("batch", "批大小", "batch size", batches, batches[0])],
+        frame,
+        draw,
+        caption,
+        size=(8.2, 3.4),
+    )

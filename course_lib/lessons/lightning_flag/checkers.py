@@ -18,7 +18,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from .exercises_checking import (
+from ...lightning import quiet
+from ...memory.measurement import measure
+from ...notebook.checking import (
     Answer,
     Verdict,
     Words,
@@ -29,9 +31,7 @@ from .exercises_checking import (
     waiting_for,
     words_of,
 )
-from .lightning import quiet
-from .lightning_ddp import digest
-from .memory import measure
+from .processes import digest
 
 Module = TypeVar("Module", bound=L.LightningModule)
 
@@ -176,9 +176,14 @@ def _fit(model: L.LightningModule, file: Path | None = None, width: int = 32) ->
 
     quiet()
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[Record()], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[Record()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     with waiting_for((f"{STEPS} 步训练", f"{STEPS} training steps")):
         trainer.fit(model, _data(width))
     if file is not None:
@@ -356,10 +361,12 @@ def _why(flag: bool, most: float, model: nn.Module) -> Words:
         wrappers = sum(isinstance(module, CheckpointWrapper) for module in model.modules())
         layers = sum(isinstance(module, Layer) for module in model.modules())
         if wrappers > layers:
-            return (f"有的层重算了不止一次：包装有 {wrappers} 个，Layer 只有 {layers} 个，"
-                    "包装里面又有包装。",
-                    f"Some layers are recomputed more than once: there are {wrappers} wrappers for "
-                    f"{layers} Layers, one inside another.")  # fmt: skip
+            return (
+                f"有的层重算了不止一次：包装有 {wrappers} 个，Layer 只有 {layers} 个，"
+                "包装里面又有包装。",
+                f"Some layers are recomputed more than once: there are {wrappers} wrappers for "
+                f"{layers} Layers, one inside another.",
+            )
         return "有的层重算了不止一次。", "Some layers are recomputed more than once."
     if most < 2:
         return "没有一层重算：开关没有接上。", "No layer is recomputed: the flag is not connected."
@@ -431,20 +438,26 @@ def check_repaired(answer: Callable[[Mute], Any]) -> Words:
 
 def _not_repaired(flag: bool, counts: list[int], wanted: int, changed: list[str]) -> Wrong:
     if changed:
-        zh, en = (f"你改的是 {changed[0]}，整个类共用，后一个模型的设置盖掉了前一个的。",
-                  f"You changed {changed[0]}, which all models share: the setting of the one "
-                  "repaired last holds for all.")  # fmt: skip
+        zh, en = (
+            f"你改的是 {changed[0]}，整个类共用，后一个模型的设置盖掉了前一个的。",
+            f"You changed {changed[0]}, which all models share: the setting of the one "
+            "repaired last holds for all.",
+        )
     elif not flag:
-        zh, en = ("没有打开开关的模型也重算了：要看 model.hparams。",
-                  "A model with its flag off recomputes too: look at model.hparams.")  # fmt: skip
+        zh, en = (
+            "没有打开开关的模型也重算了：要看 model.hparams。",
+            "A model with its flag off recomputes too: look at model.hparams.",
+        )
     elif max(counts, default=1) == 1:
-        zh, en = ("还是没有一层重算。谁读 gradient_checkpointing，从哪个对象上读？",
-                  "Still nothing is recomputed. Who reads gradient_checkpointing, and on which "
-                  "object?")  # fmt: skip
+        zh, en = (
+            "还是没有一层重算。谁读 gradient_checkpointing，从哪个对象上读？",
+            "Still nothing is recomputed. Who reads gradient_checkpointing, and on which object?",
+        )
     elif max(counts) > 2:
-        zh, en = ("有的层重算了不止一次：检查点套着检查点。",
-                  "Some layers are recomputed more than once: a checkpoint inside a checkpoint."
-                  )  # fmt: skip
+        zh, en = (
+            "有的层重算了不止一次：检查点套着检查点。",
+            "Some layers are recomputed more than once: a checkpoint inside a checkpoint.",
+        )
     else:
         zh, en = "有的层调用次数多了，有的少了。", "Some layers have too many, some too few."
     return Wrong(

@@ -6,7 +6,6 @@ Raises where two runs did not do the same work: only then may memory and time be
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,13 +18,19 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .explorers import Control, Explorer, show
-from .figures import COMPARED, FAINT, draw_timeline, more_time_in_words, size_text
-from .gradients import UnequalWork
-from .language import Table, text
-from .memory import MemoryTrace, Role, measure, simulated
-from .models import Block, Sizes, Transformer, random_tokens, step_without_passes
-from .wrapping import checkpoint_blocks
+from ...counting import seconds_in_turns
+from ...figures.palette import COMPARED, FAINT
+from ...figures.picture import is_narrow
+from ...figures.timeline import draw_timeline
+from ...figures.words import more_time_in_words, size_text
+from ...gradients import UnequalWork
+from ...language import Table, text
+from ...memory.measurement import measure
+from ...memory.simulation import simulated
+from ...memory.trace import MemoryTrace
+from ...models import Block, Sizes, Transformer, random_tokens, step_without_passes
+from ...notebook.explorers import Control, Explorer, show
+from ...wrapping.blocks import checkpoint_blocks
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,25 @@ def runs_table(runs: Mapping[bool, Run]) -> Table:
     plain, flagged = runs[False], runs[True]
     same_training(plain, flagged)
     rows: list[list] = [
-        [("最后一步的损失", "last loss"), f"{plain.losses[-1]:.6f}", f"{flagged.losses[-1]:.6f}",
-         ("逐位相同", "bitwise equal")],
-        [("峰值（字节）", "peak (bytes)"), f"{plain.trace.peak:,}", f"{flagged.trace.peak:,}",
-         f"{flagged.trace.peak / plain.trace.peak - 1:+.1%}"],
-        ["FLOPs", f"{plain.trace.flops:,}", f"{flagged.trace.flops:,}",
-         f"{flagged.trace.flops / plain.trace.flops - 1:+.1%}"],
-    ]  # fmt: skip
+        [
+            ("最后一步的损失", "last loss"),
+            f"{plain.losses[-1]:.6f}",
+            f"{flagged.losses[-1]:.6f}",
+            ("逐位相同", "bitwise equal"),
+        ],
+        [
+            ("峰值（字节）", "peak (bytes)"),
+            f"{plain.trace.peak:,}",
+            f"{flagged.trace.peak:,}",
+            f"{flagged.trace.peak / plain.trace.peak - 1:+.1%}",
+        ],
+        [
+            "FLOPs",
+            f"{plain.trace.flops:,}",
+            f"{flagged.trace.flops:,}",
+            f"{flagged.trace.flops / plain.trace.flops - 1:+.1%}",
+        ],
+    ]
     return Table([("每一步", "each step"), ("关", "off"), ("开", "on"), ("变化", "change")], rows)
 
 
@@ -123,13 +140,25 @@ def _draw_runs(figure: Figure, runs: tuple[Run, Run]) -> None:
     plain, flagged = runs
     slower = _more_time(plain, flagged)[0] > 0  # else the timings do not tell
     figure.suptitle(
-        text(zh="同样的损失，更少的内存" + "，更多的时间" * slower,
-             en="The same losses, less memory" + ", more time" * slower, between="\n"),
-        x=0.025, y=0.965, ha="left", va="top", fontsize=12, linespacing=1.35,
-    )  # fmt: skip
+        text(
+            zh="同样的损失，更少的内存" + "，更多的时间" * slower,
+            en="The same losses, less memory" + ", more time" * slower,
+            between="\n",
+        ),
+        x=0.025,
+        y=0.965,
+        ha="left",
+        va="top",
+        fontsize=12,
+        linespacing=1.35,
+    )
     top = 0.66 if "\n" in figure.get_suptitle() else 0.72
+    places = [(0.075, 0.15, 0.36, top - 0.15), (0.52, 0.15, 0.19, top - 0.15),
+              (0.79, 0.15, 0.19, top - 0.15)]  # fmt: skip
+    if is_narrow(figure):  # two rows
+        places = [(0.11, 0.54, 0.84, 0.24), (0.06, 0.08, 0.4, 0.26), (0.56, 0.08, 0.4, 0.26)]
     steps = range(len(plain.losses))
-    losses = figure.add_axes((0.075, 0.15, 0.36, top - 0.15))
+    losses = figure.add_axes(places[0])
     losses.plot(steps, plain.losses, color=_OFF, linewidth=4, solid_capstyle="round")
     losses.plot(steps, flagged.losses, color=_ON, linewidth=1.2, linestyle=(0, (4, 2)))
     losses.set_ylim(0)
@@ -140,17 +169,21 @@ def _draw_runs(figure: Figure, runs: tuple[Run, Run]) -> None:
     off, on = (text(zh=zh, en=en, between=" ") for zh, en in (("关", "off"), ("开", "on")))
     peaks = [run.trace.peak for run in runs]
     # fmt: off
-    _pair(figure, (0.52, 0.15, 0.19, top - 0.15), peaks, (off, on), size_text,
+    _pair(figure, places[1], peaks, (off, on), size_text,
           text(zh="峰值", en="peak", between=" "))
-    _pair(figure, (0.79, 0.15, 0.19, top - 0.15), [1e3 / run.pace for run in runs], (off, on),
+    _pair(figure, places[2], [1e3 / run.pace for run in runs], (off, on),
           lambda ms: f"{ms:.0f} ms", text(zh="每步时间", en="time per step", between=" "))
     # fmt: on
 
 
 def _pair(
-    figure: Figure, place: tuple, values: Sequence[float], names: Sequence[str],
-    show: Callable[[float], str], title: str,
-) -> None:  # fmt: skip
+    figure: Figure,
+    place: tuple,
+    values: Sequence[float],
+    names: Sequence[str],
+    show: Callable[[float], str],
+    title: str,
+) -> None:
     axes = figure.add_axes(place)
     axes.bar([0, 1], values, width=0.6, color=[_OFF, _ON])
     for x, value in enumerate(values):
@@ -214,7 +247,7 @@ def _draw_every(figure: Figure, data: EveryKth) -> None:
 
 def _caption_every(data: EveryKth) -> tuple[str, str]:
     trace, plain = data.run.trace, data.plain.trace
-    kept = size_text(trace.kept[Role.CHECKPOINT] + trace.kept[Role.ACTIVATION])
+    kept = size_text(trace.kept_for_backward())
     flops = f"{trace.flops / plain.flops - 1:+.1%}"
     saved = size_text(plain.peak - trace.peak)
     return (
@@ -280,13 +313,12 @@ def sequences_per_second(
         partial(_training(sizes, flag)[2], random_tokens(replace(sizes, batch=batch)))
         for flag, batch in settings
     ]
-    rates: list[list[float]] = [[] for _ in steps]
-    for turn in range(rounds + 1):
-        for step, found, (_, batch) in zip(steps, rates, settings, strict=True):
-            begin = time.perf_counter()
-            step()
-            if turn:  # the first step allocates the optimizer's state
-                found.append(batch / (time.perf_counter() - begin))
+    # The first step allocates the optimizer's state.
+    seconds = seconds_in_turns(steps, range(rounds + 1), warm_up=1)
+    rates = [
+        [batch / taken for taken in found]
+        for found, (_, batch) in zip(seconds, settings, strict=True)
+    ]
     return [(min(found), statistics.median(found), max(found)) for found in rates]
 
 

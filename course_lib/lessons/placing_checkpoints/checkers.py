@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .exercises_checking import Answer, Unfinished, Words, Wrong, briefly, judged
-from .figures import size_text
-from .language import Table
-from .memory import simulated
-from .models import pyramid
+from ...figures.words import size_text
+from ...language import Table
+from ...memory.simulation import simulated
+from ...models import pyramid
+from ...notebook.checking import Answer, Unfinished, Words, Wrong, briefly, judged
+from ...plans.chains import Chain, chain_of
+from ...plans.plan import Plan, Prediction, predict
+from ...plans.planners import best_plan, nested_plan, smallest_peak
 from .placement import layers_table
-from .planners import best_plan, nested_plan, smallest_peak
-from .plans import Chain, Plan, Prediction, chain_of, predict
 
 NEAR = 1.05  # an answer may do this many times the recomputed FLOPs of the plan it is scored by
 
@@ -119,8 +120,10 @@ def show_puzzle(number: int) -> Table:
     posed = puzzle(number)
     table = layers_table(posed.chain)
     plain = predict(Plan(tuple(range(len(posed.chain)))), posed.chain).peak
-    for name, size in ((("不用检查点的峰值", "peak without checkpoints"), plain),
-                       (("预算", "budget"), posed.budget)):  # fmt: skip
+    for name, size in (
+        (("不用检查点的峰值", "peak without checkpoints"), plain),
+        (("预算", "budget"), posed.budget),
+    ):
         table.rows.append(["", name, size_text(size), "", "", ""])
     return table
 
@@ -135,7 +138,7 @@ def check_puzzle(number: int, answer: Any) -> Words:
     posed = puzzle(number)
     if answer is None:
         raise Unfinished
-    plan = answer if isinstance(answer, Plan) else _plan(answer, len(posed.chain))
+    plan = answer if isinstance(answer, Plan) else plan_from(answer, len(posed.chain))
     _check_layers(list(_numbers(plan.parts)), len(posed.chain))
     found = predict(plan, posed.chain)
     if found.peak > posed.budget:
@@ -167,8 +170,10 @@ def check_puzzle(number: int, answer: Any) -> Words:
 def _hint_for_flops(found: Prediction, posed: Puzzle) -> Words:
     """Where to look, without saying which layers."""
     if not posed.alike:
-        return ("哪些层重算起来贵，存下来却不占多少？",
-                "Which layers are costly to recompute and cheap to keep?")  # fmt: skip
+        return (
+            "哪些层重算起来贵，存下来却不占多少？",
+            "Which layers are costly to recompute and cheap to keep?",
+        )
     layers, least = found.recomputed_layers, posed.optimum.recomputed_layers
     return (
         f"每层一样贵，所以只看算了多少层：你重算 {layers} 层次，那个方案 {least} 层次。"
@@ -182,7 +187,7 @@ def _hint_for_flops(found: Prediction, posed: Puzzle) -> Words:
 # --- what is no plan ----------------------------------------------------------------------------
 
 
-def _plan(answer: Any, n: int) -> Plan:
+def plan_from(answer: Any, n: int) -> Plan:
     """The plan with these parts; raises ``Wrong`` for what is none, and says what is wrong."""
     if not _is_row(answer):
         raise _no_plan(answer, answer)
@@ -199,12 +204,14 @@ def _plan(answer: Any, n: int) -> Plan:
                 f"方案套了 {n} 层以上的括号：一共 {n} 层，每套一层至少要少算一层，没有用。",
                 f"The plan is nested more than {n} deep: with {n} layers, so many parentheses "
                 "cannot all hold something of their own.",
-            )  # fmt: skip
+            )
         parts: list[Any] = []
         for part in row:
             if next(count) > 10 * n + 10:
-                raise Wrong(f"方案太长了：模型只有 {n} 层。",
-                            f"The plan is too long: the model has {n} layers.")  # fmt: skip
+                raise Wrong(
+                    f"方案太长了：模型只有 {n} 层。",
+                    f"The plan is too long: the model has {n} layers.",
+                )
             if _is_row(part):
                 parts.append(converted(part, (*above, id(row))))
             elif hasattr(part, "__index__") and not isinstance(part, bool):
@@ -225,9 +232,11 @@ def _is_row(part: Any) -> bool:
 
 
 def _no_plan(answer: Any, part: Any) -> Wrong:
-    where = ("", "") if part is answer else (
-        f"里面的 {briefly(part)} 两样都不是。", f" In it, {briefly(part)} is neither."
-    )  # fmt: skip
+    where = (
+        ("", "")
+        if part is answer
+        else (f"里面的 {briefly(part)} 两样都不是。", f" In it, {briefly(part)} is neither.")
+    )
     return Wrong(
         f"方案由层号和元组组成，例如 (0, (1, 2), 3)，现在是 {briefly(answer)}。{where[0]}",
         "A plan is layer numbers and tuples of them, such as (0, (1, 2), 3), not "
@@ -246,22 +255,29 @@ def _numbers(parts: Any) -> Iterator[int]:
 def _check_layers(layers: list[int], n: int) -> None:
     """Raise ``Wrong`` unless the layers are 0 … n-1 in order, each once."""
     if strange := [layer for layer in layers if not 0 <= layer < n]:
-        raise Wrong(f"没有第 {strange[0]} 层：模型有 {n} 层，层号从 0 到 {n - 1}。",
-                    f"There is no layer {strange[0]}: the model has {n}, numbered 0 to {n - 1}."
-                    )  # fmt: skip
+        raise Wrong(
+            f"没有第 {strange[0]} 层：模型有 {n} 层，层号从 0 到 {n - 1}。",
+            f"There is no layer {strange[0]}: the model has {n}, numbered 0 to {n - 1}.",
+        )
     if missing := sorted(set(range(n)) - set(layers)):
         shown = _listed(missing)
-        raise Wrong(f"方案漏了第 {shown} 层：{n} 层都要写出来，存下的也写。",
-                    f"The plan leaves out layer{'s' * (len(missing) > 1)} {shown}: all {n} have "
-                    "to be there, the kept ones too.")  # fmt: skip
+        raise Wrong(
+            f"方案漏了第 {shown} 层：{n} 层都要写出来，存下的也写。",
+            f"The plan leaves out layer{'s' * (len(missing) > 1)} {shown}: all {n} have "
+            "to be there, the kept ones too.",
+        )
     if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
-        raise Wrong(f"第 {_listed(twice)} 层写了不止一次。",
-                    f"Layer{'s' * (len(twice) > 1)} {_listed(twice)} stand{'s' * (len(twice) == 1)}"
-                    " there more than once.")  # fmt: skip
+        raise Wrong(
+            f"第 {_listed(twice)} 层写了不止一次。",
+            f"Layer{'s' * (len(twice) > 1)} {_listed(twice)} stand{'s' * (len(twice) == 1)}"
+            " there more than once.",
+        )
     for before, after in itertools.pairwise(layers):
         if after < before:
-            raise Wrong(f"次序不对：第 {after} 层写在了第 {before} 层后面。",
-                        f"Out of order: layer {after} stands behind layer {before}.")  # fmt: skip
+            raise Wrong(
+                f"次序不对：第 {after} 层写在了第 {before} 层后面。",
+                f"Out of order: layer {after} stands behind layer {before}.",
+            )
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -275,8 +291,11 @@ def _listed(numbers: Sequence[int]) -> str:
 def _too_large(plan: Plan, found: Prediction, posed: Puzzle) -> Wrong:
     over = size_text(found.peak - posed.budget)
     moment, n = found.peak_at, len(posed.chain)
-    phases = {"forward": ("前向传播", "forward"), "recompute": ("重计算", "recomputation"),
-              "backward": ("反向传播", "backward")}  # fmt: skip
+    phases = {
+        "forward": ("前向传播", "forward"),
+        "recompute": ("重计算", "recomputation"),
+        "backward": ("反向传播", "backward"),
+    }
     zh, en = phases[moment.phase]
     where = (f"第 {moment.layer} 层的{zh}", f"the {en} of layer {moment.layer}")
     if moment.layer == n:
@@ -296,20 +315,27 @@ def _hint_for_peak(plan: Plan, found: Prediction, posed: Puzzle) -> Words:
     moment, nested = found.peak_at, any(isinstance(p, tuple) for s in plan.segments for p in s)
     least = smallest_peak(posed.chain).prediction.peak
     if posed.budget < least and not nested:
-        hint = (f"不嵌套的方案至少要 {size_text(least)}：段里还要有段。",
-                f"Without nesting, {size_text(least)} is the least there is: it takes segments "
-                "inside segments.")  # fmt: skip
+        hint = (
+            f"不嵌套的方案至少要 {size_text(least)}：段里还要有段。",
+            f"Without nesting, {size_text(least)} is the least there is: it takes segments "
+            "inside segments.",
+        )
     elif moment.recomputed > moment.kept:
-        hint = ("大头是一次重算出来的：哪一段太长？",
-                "Most of it is recomputed at once: which segment is too long?")  # fmt: skip
+        hint = (
+            "大头是一次重算出来的：哪一段太长？",
+            "Most of it is recomputed at once: which segment is too long?",
+        )
     elif nested:
-        hint = ("大头是存着的：那一刻存着哪些段的输入、哪些层的激活值？",
-                "Most of it is kept: which segments' inputs and which layers' activations are held "
-                "at that moment?")  # fmt: skip
+        hint = (
+            "大头是存着的：那一刻存着哪些段的输入、哪些层的激活值？",
+            "Most of it is kept: which segments' inputs and which layers' activations are held "
+            "at that moment?",
+        )
     else:
-        hint = ("大头是存着的：哪些层存得多，重算起来却不贵？",
-                "Most of it is kept: which layers keep much and are not costly to recompute?"
-                )  # fmt: skip
+        hint = (
+            "大头是存着的：哪些层存得多，重算起来却不贵？",
+            "Most of it is kept: which layers keep much and are not costly to recompute?",
+        )
     if not any(len(segment) == 1 for segment in plan.segments):
         one, bare = "(0,)", "(0)"
         hint = (
@@ -335,15 +361,25 @@ def check_best_count(answer: Callable[[int, int, int], Any]) -> Words:
     ask = Answer(answer)
     drawn = random.Random()
     for sizes in [
-        (100, 1, 1), (100, 32, 2304), (100, 8, 2200), (64, 1, 4), (36, 4, 1), (10, 1, 1), (1, 5, 3),
+        (100, 1, 1),
+        (100, 32, 2304),
+        (100, 8, 2200),
+        (64, 1, 4),
+        (36, 4, 1),
+        (10, 1, 1),
+        (1, 5, 3),
         *itertools.product((2, 3, 5, 12, 23, 30), (1, 3, 10), (1, 2, 7, 100)),
-        *((drawn.randint(2, 300), drawn.randint(1, 100), drawn.randint(1, 5000))
-          for _ in range(60)),
-    ]:  # fmt: skip
+        *(
+            (drawn.randint(2, 300), drawn.randint(1, 100), drawn.randint(1, 5000))
+            for _ in range(60)
+        ),
+    ]:
         _check_count(ask, *sizes)
-    return ("每组都对：边界越小、层内越大，段数就越多。",
-            "Right for all sizes tried: the smaller the boundary compared with the inside, the "
-            "more segments.")  # fmt: skip
+    return (
+        "每组都对：边界越小、层内越大，段数就越多。",
+        "Right for all sizes tried: the smaller the boundary compared with the inside, the "
+        "more segments.",
+    )
 
 
 def _check_count(ask: Answer, n: int, boundary: int, inside: int) -> None:
@@ -361,9 +397,10 @@ def _check_count(ask: Answer, n: int, boundary: int, inside: int) -> None:
     except TypeError:  # a tensor of something else
         whole = False
     if not whole or not 1 <= count <= n:
-        raise Wrong(f"{where}：要 1 到 {n} 的整数，得到 {briefly(count)}。",
-                    f"{where}: expected an integer from 1 to {n}, got {briefly(count)}."
-                    )  # fmt: skip
+        raise Wrong(
+            f"{where}：要 1 到 {n} 的整数，得到 {briefly(count)}。",
+            f"{where}: expected an integer from 1 to {n}, got {briefly(count)}.",
+        )
     best = min(range(1, n + 1), key=needed)
     if needed(count) > needed(best):
         more = f"{needed(count) / needed(best) - 1:.1%}"

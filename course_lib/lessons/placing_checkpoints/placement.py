@@ -9,30 +9,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ipywidgets
 from matplotlib.figure import Figure
 
-from .explorers import Control, Explorer, progress, show
-from .figures import (
-    COLOURS,
-    COMPARED,
-    FAINT,
-    INK,
-    Curve,
+from ...figures.curves import Curve, draw_curves
+from ...figures.palette import COLOURS, COMPARED, FAINT, INK
+from ...figures.panel import (
     Panel,
-    _byte_ruler,
-    _round_numbers,
-    _unit_for,
-    draw_curves,
-    said,
-    size_text,
+    byte_ruler,
+    legend_below,
+    round_numbers,
+    title_above,
+    unit_for,
     write,
 )
-from .language import Table, on_change, text
-from .planners import Best, best_plan, even_plan, keep_all, smallest_peak
-from .plans import Chain, Plan, Prediction, predict
-from .recorder import Role
+from ...figures.picture import is_narrow
+from ...figures.words import in_language, size_text
+from ...language import Table, text
+from ...memory.trace import Role
+from ...notebook.bar_buttons import STRIP, BarButtons
+from ...notebook.explorers import Control, Explorer, progress
+from ...plans.plan import Chain, Plan, Prediction, predict
+from ...plans.planners import Best, best_plan, even_plan, keep_all, smallest_peak
 
+Words = tuple[str, str]  # (zh, en)
 KEPT, AGAIN = COLOURS[Role.ACTIVATION], COLOURS[Role.RECOMPUTED]
 CHECKPOINT = COLOURS[Role.CHECKPOINT]
 EVEN, BEST = COMPARED
@@ -42,14 +41,26 @@ REST = "#b9bec6"  # of several roles, so the colour of none
 def layers_table(chain: Chain) -> Table:
     """What each layer of a chain costs."""
     return Table(
-        [("序号", "number"), ("层", "layer"), ("存下时保存", "memory if kept"), ("输出", "output"),
-         ("参数梯度", "gradients"), ("前向 FLOPs", "forward FLOPs")],
         [
-            [str(i), layer.name, size_text(layer.kept), size_text(layer.boundary),
-             size_text(layer.gradient), f"{layer.flops / 1e9:,.1f} G"]
+            ("序号", "number"),
+            ("层", "layer"),
+            ("存下时保存", "memory if kept"),
+            ("输出", "output"),
+            ("参数梯度", "gradients"),
+            ("前向 FLOPs", "forward FLOPs"),
+        ],
+        [
+            [
+                str(i),
+                layer.name,
+                size_text(layer.kept),
+                size_text(layer.boundary),
+                size_text(layer.gradient),
+                f"{layer.flops / 1e9:,.1f} G",
+            ]
             for i, layer in enumerate(chain.layers)
         ],
-    )  # fmt: skip
+    )
 
 
 # --- how many checkpoints -----------------------------------------------------------------------
@@ -82,7 +93,7 @@ def sweep_counts(
     return Counts(found, formula)
 
 
-def counts_explorer(counts: Counts, start: int) -> Explorer:
+def chain_counts_explorer(counts: Counts, start: int) -> Explorer:
     """A slider over the number of checkpoints, evenly spread."""
     control = Control(
         "checkpoints", "检查点数量", "number of checkpoints", tuple(counts.found), start
@@ -217,13 +228,15 @@ def _draw_budget(figure: Figure, data: tuple[Budgets, int]) -> None:
             f"Budget {size_text(budget)}: FLOPs {found} at best without nesting, "
             f"{other} with even spacing",
         )
-    top = _title(figure, title)
-    _draw_frontier(figure, budgets, budget, top, bottom=2.65)
+    top = title_above(figure, title)
+    narrow = is_narrow(figure)
+    first, apart = (1.7, 0.88) if narrow else (1.35, 0.78)
+    _draw_frontier(figure, budgets, budget, top, bottom=first + 1.3)
     strips = [(("最优", "best"), best.plan), (("均匀", "even"), even[0] if even else None)]
     for i, (name, plan) in enumerate(strips):
-        low = 1.35 - 0.78 * i
+        low = first - apart * i
         panel = Panel(figure, (0.85, low, width - 0.25, low + 0.6), (0, len(budgets.chain)), (0, 1))
-        write(figure, 0.75, low + 0.2, said(name, between="\n"), ha="right", va="center")
+        write(figure, 0.75, low + 0.2, in_language(name, between="\n"), ha="right", va="center")
         if plan is None:
             write(
                 figure,
@@ -235,17 +248,7 @@ def _draw_budget(figure: Figure, data: tuple[Budgets, int]) -> None:
             )
         else:
             _draw_strip(panel, plan, budgets.chain)
-    _strip_legend(figure, 0.85, 0.2)
-
-
-def _title(figure: Figure, words: tuple[str, str]) -> float:
-    """Write a title; inches from the bottom at which there is room below it."""
-    height = figure.get_figheight()
-    title = said(words, between="\n")
-    figure.suptitle(title, x=0.2 / figure.get_figwidth(), y=1 - 0.15 / height, ha="left", va="top",
-                    fontsize=12, linespacing=1.35, color=INK,
-                    fontfamily=["Course Sans SC", "DejaVu Sans"])  # fmt: skip
-    return height - 0.28 - 0.24 * (title.count("\n") + 1)
+    strip_legend(figure, 0.85, 0.2)
 
 
 def _draw_frontier(
@@ -259,10 +262,13 @@ def _draw_frontier(
     most = max([*best, *(share for _, share in even)]) * 1.1 or 1
     panel = Panel(figure, (0.85, bottom, width - 1.45, top), (values[0], values[-1]), (0, most))
     ticks = [share for share in (0, 0.1, 0.2, 0.3, 0.4, 0.5) if share <= most]
-    panel.y_ruler(ticks, [f"{share:.0%}" for share in ticks],
-                  text(zh="多做的 FLOPs", en="FLOPs added", between=" "))  # fmt: skip
-    unit, size = _unit_for(values[0])
-    marks = _round_numbers(values[0] / size, values[-1] / size, 6)
+    panel.y_ruler(
+        ticks,
+        [f"{share:.0%}" for share in ticks],
+        text(zh="多做的 FLOPs", en="FLOPs added", between=" "),
+    )
+    unit, size = unit_for(values[0])
+    marks = round_numbers(values[0] / size, values[-1] / size, 6)
     name = text(zh=f"内存预算（{unit}）", en=f"memory budget ({unit})", between=" ")
     panel.x_ruler([mark * size for mark in marks], [f"{mark:,g}" for mark in marks], name)
     if even:
@@ -277,7 +283,7 @@ def _draw_frontier(
             figure, (width - 1.3, y - 0.05, width - 1.12, y + 0.05), (0, 1), (0, 1)
         )
         figure_panel.line([0, 1], [0.5, 0.5], colour, linewidth=2.4)
-        write(figure, width - 1.05, y, said(key, between=" "), va="center_baseline")
+        write(figure, width - 1.05, y, in_language(key, between=" "), va="center_baseline")
 
 
 def _stairs(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -292,7 +298,7 @@ def _stairs(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
 def _draw_strip(panel: Panel, plan: Plan, chain: Chain) -> None:
     """One bar per layer, as high as what it keeps; a line where a segment begins."""
     most = max(layer.kept for layer in chain.layers) or 1
-    again = {layer for part in plan.parts if isinstance(part, tuple) for layer in _inside(part)}
+    again = {layer for part in plan.parts if isinstance(part, tuple) for layer in layers_of(part)}
     shapes, colours = [], []
     for i, layer in enumerate(chain.layers):
         high = 0.12 + 0.88 * layer.kept / most
@@ -301,13 +307,16 @@ def _draw_strip(panel: Panel, plan: Plan, chain: Chain) -> None:
     panel.areas(shapes, colours)
     starts = [_first(segment) for segment in plan.segments]
     panel.lines([[(s, -0.08), (s, 1.1)] for s in starts], CHECKPOINT, 2.6, 4)
-    every = 1 if len(chain) <= 24 else 10
+    every = 1 if len(chain) <= (10 if is_narrow(panel.figure) else 24) else 10
+    if every > 1 and len(chain) <= 24:
+        every = 2
     for i in range(0, len(chain), every):
         panel.words(i + 0.5, 0, str(i), 0, -0.04, ha="center", va="top", fontsize=7.5, color=FAINT)
 
 
-def _inside(part: Any) -> list[int]:
-    return [part] if isinstance(part, int) else [i for item in part for i in _inside(item)]
+def layers_of(part: Any) -> list[int]:
+    """The layers of a plan's part, whatever stands inside it."""
+    return [part] if isinstance(part, int) else [i for item in part for i in layers_of(item)]
 
 
 def _first(part: Any) -> int:
@@ -316,17 +325,25 @@ def _first(part: Any) -> int:
     return part
 
 
-def _strip_legend(
-    figure: Figure, left: float, low: float, more: Sequence[tuple[tuple[str, str], str]] = ()
+def strip_legend(
+    figure: Figure,
+    left: float,
+    low: float,
+    more: Sequence[tuple[Words, str]] = (),
+    blue: Words = ("检查点：一段的开头", "checkpoint: where a segment begins"),
 ) -> None:
+    """What the colours mean, in one line, or on a phone in as many as it takes."""
     entries = [
         *more,
         (("存下", "kept"), KEPT),
         (("重算", "recomputed"), AGAIN),
-        (("检查点：一段的开头", "checkpoint: where a segment begins"), CHECKPOINT),
+        (blue, CHECKPOINT),
     ]
+    if is_narrow(figure):
+        known = [(in_language(name, between=" "), colour) for name, colour in entries]
+        return legend_below(figure, known)
     for name, colour in entries:
-        words = said(name, between=" ")
+        words = in_language(name, between=" ")
         square = Panel(figure, (left, low - 0.06, left + 0.13, low + 0.07), (0, 1), (0, 1))
         square.areas([[(0, 0), (0, 1), (1, 1), (1, 0)]], [colour])
         write(figure, left + 0.2, low, words, va="center_baseline", fontsize=9)
@@ -345,62 +362,53 @@ def _say_budget(data: tuple[Budgets, int]) -> tuple[str, str]:
         return f"{zh}；均匀分段放不下", f"{en}; even spacing does not fit"
     share = f"{budgets.share(even[1]):+.1%}"
     segments = len(even[0].segments)
-    return (f"{zh}；均匀分 {segments} 段，FLOPs {share}",
-            f"{en}; with {segments} even segments FLOPs {share}")  # fmt: skip
+    return (
+        f"{zh}；均匀分 {segments} 段，FLOPs {share}",
+        f"{en}; with {segments} even segments FLOPs {share}",
+    )
 
 
 # --- a placement of one's own -------------------------------------------------------------------
 
+WITHOUT_NESTING: Words = ("不嵌套的最优方案", "the best plan without nesting")
 STATES = ("keep", "begin", "join")
 PLACED = (8.2, 4.4)  # inches, of the picture
-STRIP = (0.85, 0.25)  # inches left and right of the bars, and of the buttons above them
-_BARE = {"margin": "0", "padding": "0"}
 
 
-def _part(inches: float) -> dict[str, str]:
-    """The layout of what is as wide as so many inches of the picture."""
-    return {
-        "flex": "0 0 auto",
-        "width": f"{100 * inches / PLACED[0]:.4f}%",
-        "min_width": "0",
-        **_BARE,
-    }
-
-
-class Placement(ipywidgets.VBox):
+class Placement(BarButtons):
     """A button per layer: keep it, begin a segment with it, or add it to the segment before.
 
     Below, the peak against the budget and the FLOPs against the best plan. ``budget``: bytes.
+    ``best``: another plan to be compared with; ``method``: what that one is called. ``changed``: to
+    be called when the plan has changed.
     """
 
-    def __init__(self, chain: Chain, budget: int):
-        self.chain, self.budget = chain, budget
-        self.best = best_plan(chain, budget)
+    def __init__(
+        self, chain: Chain, budget: int, best: Best | None = None, method: Words = WITHOUT_NESTING
+    ):
+        self.chain, self.budget, self.method = chain, budget, method
+        self.best = best_plan(chain, budget) if best is None else best
         self.states = ["keep"] * len(chain)
-        self._buttons = [self._button(i) for i in range(len(chain))]
-        self.picture = Explorer((), self._frame, _draw_placement, _say_placement, size=PLACED)
-        least, most = self.picture.widths
-        margins = [ipywidgets.Box(layout=_part(margin)) for margin in STRIP]
-        row = ipywidgets.HBox(
-            [margins[0], *self._buttons, margins[1]],
-            layout={
-                "width": f"{self.picture.width}px",
-                "min_width": least,
-                "max_width": most,
-                **_BARE,
-            },
-        )
-        # Buttons and picture scroll together, so that each button stays over its bar.
-        above = ipywidgets.Box([row], layout={"margin": "var(--jp-widgets-margin)", "padding": "0"})
-        both = ipywidgets.VBox([above, self.picture], layout={"min_width": least, **_BARE})
-        super().__init__([both], layout={"overflow": "auto"})
-        self.add_class("course-placement")
-        on_change(self._name_buttons)
-        self._name_buttons()
+        self.changed: Callable[[], None] = lambda: None
+        self._nested: Plan | None = None  # a plan that buttons cannot make
+        picture = Explorer((), self._frame, draw_placement, say_placement, size=PLACED)
+        super().__init__(range(len(chain)), picture)
 
     @property
     def plan(self) -> Plan:
-        """The plan that the buttons show."""
+        """The plan on show."""
+        return self._of_buttons() if self._nested is None else self._nested
+
+    def show(self, plan: Plan) -> None:
+        """Show ``plan``, nested ones too; the buttons then tell only its outermost segments."""
+        for part in plan.parts:
+            segment = isinstance(part, tuple)
+            for i, layer in enumerate(layers_of(part)):
+                self.states[layer] = ("join" if i else "begin") if segment else "keep"
+        self._nested = None if self._of_buttons() == plan else plan
+        self._changed()
+
+    def _of_buttons(self) -> Plan:
         parts: list = []
         for i, state in enumerate(self.states):
             if state == "keep":
@@ -413,6 +421,7 @@ class Placement(ipywidgets.VBox):
 
     def press(self, layer: int) -> None:
         """Move one layer's button on to its next state, as a click does."""
+        self._nested = None
         state = STATES.index(self.states[layer])
         self.states[layer] = STATES[(state + 1) % 3]
         if self.states[layer] == "join" and (layer == 0 or self.states[layer - 1] == "keep"):
@@ -420,14 +429,12 @@ class Placement(ipywidgets.VBox):
         for later in range(layer + 1, len(self.states)):  # nor for those after it
             if self.states[later] == "join" and self.states[later - 1] == "keep":
                 self.states[later] = "begin"
+        self._changed()
+
+    def _changed(self) -> None:
         self._name_buttons()
         self.picture.move()
-
-    def _button(self, layer: int) -> ipywidgets.Button:
-        share = (PLACED[0] - sum(STRIP)) / len(self.chain)
-        button = ipywidgets.Button(layout={**_part(share), "border": "1px solid transparent"})
-        button.on_click(lambda _: self.press(layer))
-        return button
+        self.changed()
 
     def _name_buttons(self) -> None:
         colours = {"keep": KEPT, "begin": AGAIN, "join": AGAIN}
@@ -443,12 +450,8 @@ class Placement(ipywidgets.VBox):
             button.tooltip = f"{i} {self.chain.layers[i].name}: {names[state]}"
 
     def _frame(self) -> Placed:
-        return Placed(self.chain, self.budget, self.plan, predict(self.plan, self.chain), self.best)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
-        picture = self.picture._repr_mimebundle_()
-        return {**bundle, "image/png": picture["image/png"], "text/plain": picture["text/plain"]}
+        found = predict(self.plan, self.chain)
+        return Placed(self.chain, self.budget, self.plan, found, self.best, self.method)
 
 
 @dataclass(frozen=True)
@@ -460,6 +463,7 @@ class Placed:
     plan: Plan
     prediction: Prediction
     best: Best
+    method: Words = WITHOUT_NESTING
 
     def share(self, prediction: Prediction) -> str:
         return f"{prediction.recomputed_flops / max(self.chain.flops, 1):+.1%}"
@@ -467,13 +471,17 @@ class Placed:
     def reached(self, mine: str) -> tuple[str, str]:
         """What it means to need no more FLOPs than ``best``, which may be the optimum or not."""
         if self.best.exact:
-            return (f"放得下，FLOPs {mine}，不嵌套的方案里没有更省的",
-                    f"It fits, FLOPs {mine}: no plan without nesting needs fewer")  # fmt: skip
-        return (f"放得下，FLOPs {mine}，与已知最好的方案一样",
-                f"It fits, FLOPs {mine}, as few as the best plan known")  # fmt: skip
+            return (
+                f"放得下，FLOPs {mine}，不嵌套的方案里没有更省的",
+                f"It fits, FLOPs {mine}: no plan without nesting needs fewer",
+            )
+        return (
+            f"放得下，FLOPs {mine}，与已知最好的方案一样",
+            f"It fits, FLOPs {mine}, as few as the best plan known",
+        )
 
 
-def _draw_placement(figure: Figure, placed: Placed) -> None:
+def draw_placement(figure: Figure, placed: Placed) -> None:
     width = figure.get_figwidth()
     prediction = placed.prediction
     over = prediction.peak - placed.budget
@@ -484,35 +492,42 @@ def _draw_placement(figure: Figure, placed: Placed) -> None:
         title = placed.reached(mine)
     else:
         title = (
-            f"放得下，FLOPs {mine}；不嵌套的最好方案是 {best}",
-            f"It fits, FLOPs {mine}; the best without nesting is {best}",
+            f"放得下，FLOPs {mine}；{placed.method[0]}是 {best}",
+            f"It fits, FLOPs {mine}; {placed.method[1]} has {best}",
         )
-    top = _title(figure, title)
+    top = title_above(figure, title)
     left, right = STRIP
     strip = Panel(
         figure, (left, top - 0.75, width - right, top - 0.15), (0, len(placed.chain)), (0, 1)
     )
     _draw_strip(strip, placed.plan, placed.chain)
-    _strip_legend(figure, 0.85, 0.2, [(("其余", "the rest"), REST)])
-    _draw_turns(figure, placed, low=0.8, high=top - 1.15)
+    strip_legend(figure, 0.85, 0.2, [(("其余", "the rest"), REST)])
+    _draw_turns(figure, placed, low=1.15 if is_narrow(figure) else 0.8, high=top - 1.15)
 
 
 def _draw_turns(figure: Figure, placed: Placed, low: float, high: float) -> None:
     """The memory of each turn, forward to the middle and backward from there; the budget."""
     moments = placed.prediction.moments
     plain = predict(keep_all(placed.chain), placed.chain).peak
-    panel = Panel(figure, (0.85, low, figure.get_figwidth() - 0.25, high),
-                  (0, len(moments)), (0, plain * 1.1))  # fmt: skip
-    panel.y_ruler(*_byte_ruler(plain * 1.1))
-    panel.x_ruler([], [], text(zh="一步里依次算到的层：先前向，后反向（夹着重算）", between="\n",
-                               en="layers in the order in which the step runs them: forward, then "
-                               "backward with recomputation"))  # fmt: skip
+    panel = Panel(
+        figure, (0.85, low, figure.get_figwidth() - 0.25, high), (0, len(moments)), (0, plain * 1.1)
+    )
+    panel.y_ruler(*byte_ruler(plain * 1.1))
+    panel.x_ruler(
+        [],
+        [],
+        text(
+            zh="一步里依次算到的层：先前向，后反向（夹着重算）",
+            between="\n",
+            en="layers in the order in which the step runs them: forward, then "
+            "backward with recomputation",
+        ),
+    )
     shapes, colours = [], []
     for i, moment in enumerate(moments):
         rest = moment.memory - moment.kept - moment.recomputed
         level = 0
-        for size, colour in ((rest, REST), (moment.kept, KEPT),
-                             (moment.recomputed, AGAIN)):  # fmt: skip
+        for size, colour in ((rest, REST), (moment.kept, KEPT), (moment.recomputed, AGAIN)):
             if size > 0:
                 shapes.append(
                     [(i, level), (i, level + size), (i + 1, level + size), (i + 1, level)]
@@ -527,17 +542,11 @@ def _draw_turns(figure: Figure, placed: Placed, low: float, high: float) -> None
     panel.words(len(moments), placed.budget, words, 0, 0.05, **look)
 
 
-def _say_placement(placed: Placed) -> tuple[str, str]:
+def say_placement(placed: Placed) -> tuple[str, str]:
     one, best = placed.prediction, placed.best.prediction
     mine, theirs = placed.share(one), placed.share(best)
     peak, budget = size_text(one.peak), size_text(placed.budget)
     return (
-        f"峰值 {peak}，预算 {budget}；FLOPs {mine}，最优方案 {theirs}",
-        f"peak {peak}, budget {budget}; FLOPs {mine}, the best plan {theirs}",
+        f"峰值 {peak}，预算 {budget}；FLOPs {mine}，{placed.method[0]} {theirs}",
+        f"peak {peak}, budget {budget}; FLOPs {mine}, {placed.method[1]} {theirs}",
     )
-
-
-def show_plan(chain: Chain, plan: Plan, budget: int) -> Explorer:
-    """A plan, its memory over the step, and the best plan for the budget, as a picture."""
-    placed = Placed(chain, budget, plan, predict(plan, chain), best_plan(chain, budget))
-    return show(_draw_placement, placed, _say_placement, size=PLACED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,16 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import Optimizer
 
-from .explorers import Control, Explorer, progress
-from .figures import draw_timeline, more_time_in_words, size_text
-from .memory import MemoryTrace, Role, measure
+from ...counting import seconds_in_turns
+from ...figures.timeline import draw_timeline
+from ...figures.words import more_time_in_words, size_text
+from ...memory.measurement import measure
+from ...memory.trace import MemoryTrace, Role
+from ...notebook.explorers import Control, Explorer, progress
 
 
 @dataclass(frozen=True)
-class Position:
+class Counted:
     """What was measured with one number of checkpoints.
 
     ``seconds``: wall times of whole steps that nobody watched.
@@ -46,7 +48,7 @@ def measure_counts(
     optimizer: Optimizer | None = None,
     inputs: Any = (),
     rounds: int = 3,
-) -> list[Position]:
+) -> list[Counted]:
     """Measure ``step(count)`` for each count, and time it ``rounds`` times.
 
     The rounds are interleaved, so that a slow moment of the machine touches all counts alike.
@@ -54,27 +56,24 @@ def measure_counts(
     """
     step(counts[0])
     traces: dict[int, MemoryTrace] = {}
-    seconds: dict[int, list[float]] = {count: [] for count in counts}
-    work = [("measure", count) for count in counts]
-    work += [("time", count) for _ in range(rounds) for count in counts]
-    for kind, count in progress(
-        work, zh="逐个测量检查点数量", en="Measuring each number of checkpoints"
+    steps = [functools.partial(step, count) for count in counts]
+    for count, one in progress(
+        list(zip(counts, steps, strict=True)),
+        zh="逐个测量检查点数量",
+        en="Measuring each number of checkpoints",
     ):
-        if kind == "measure":
-            traces[count] = measure(functools.partial(step, count), model, optimizer, inputs)
-        else:
-            begin = time.perf_counter()
-            step(count)
-            seconds[count].append(time.perf_counter() - begin)
-    return [Position(count, traces[count], tuple(seconds[count])) for count in counts]
+        traces[count] = measure(one, model, optimizer, inputs)
+    turns = progress(range(rounds), zh="轮流计时", en="Timing them in turns")
+    seconds = dict(zip(counts, seconds_in_turns(steps, turns), strict=True))
+    return [Counted(count, traces[count], tuple(seconds[count])) for count in counts]
 
 
 @dataclass(frozen=True)
 class Choice:
     """What the explorer shows for one number of checkpoints; ``plain``: that for none."""
 
-    chosen: Position
-    plain: Position
+    chosen: Counted
+    plain: Counted
     highest: int  # bytes, of all positions' peaks
 
     @property
@@ -91,8 +90,11 @@ class Choice:
         return ratios[0], statistics.median(ratios), ratios[-1]
 
 
-def counts_explorer(positions: Sequence[Position]) -> Explorer:
-    """A slider over the number of checkpoints; the first position must be that without any."""
+def counts_explorer(positions: Sequence[Counted], start: int = 0) -> Explorer:
+    """A slider over the number of checkpoints, which begins at ``start``.
+
+    The first position must be that without any; its curve stays behind the others as an outline.
+    """
     by_count = {position.checkpoints: position for position in positions}
     highest = max(position.trace.peak for position in positions)
 
@@ -104,7 +106,7 @@ def counts_explorer(positions: Sequence[Position]) -> Explorer:
         "检查点数量",
         "number of checkpoints",
         tuple(by_count),
-        positions[0].checkpoints,
+        start,
     )
     return Explorer([control], frame, _draw, _caption)
 
@@ -117,12 +119,14 @@ def _draw(figure: Figure, choice: Choice) -> None:
         f"{count} checkpoint{'s' * (count != 1)}: the peak is {size_text(trace.peak)}, "
         f"{share:.0%} of the peak without",
     )
-    draw_timeline(figure, trace, title=title, limit=choice.highest)
+    outline = None if choice.chosen is choice.plain else plain
+    name = ("不用检查点", "without checkpoints")
+    draw_timeline(figure, trace, title=title, limit=choice.highest, outline=outline, outlined=name)
 
 
 def _caption(choice: Choice) -> tuple[str, str]:
     chosen = choice.chosen
-    kept = chosen.trace.kept[Role.CHECKPOINT] + chosen.trace.kept[Role.ACTIVATION]
+    kept = chosen.trace.kept_for_backward()
     sizes = [size_text(size) for size in (chosen.trace.peak, kept, chosen.recomputed)]
     flops = f"{choice.more_flops:+.1%}"
     time = ("", "")

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .exercises_checking import Answer, Words, Wrong, briefly, judged, waiting_for, words_of
-from .exhibits import exhibit_named
-from .figures import size_text
-from .gradients import UnequalWork, same_gradients
-from .memory import measure
+from ...counting import order_of_calls
+from ...figures.words import size_text
+from ...gradients import UnequalWork, same_gradients
+from ...memory.measurement import measure
+from ...notebook.checking import Answer, Words, Wrong, briefly, judged, waiting_for, words_of
+from .collection import exhibit_named
 
 __all__ = ["Mixed", "check_blind_spots", "check_budget", "check_repairs", "plain_peak"]
 
@@ -104,8 +105,10 @@ def _check_repair(name: str, answer: Answer, plain: Callable, model: Any) -> Non
         _check_same(
             _of_two(partial(plain, model)) if both else partial(plain, model),
             _of_two(partial(answer, model)) if both else partial(answer, model),
-            x, model, _TWO_AT_ONCE if both else ("", ""),
-        )  # fmt: skip
+            x,
+            model,
+            _TWO_AT_ONCE if both else ("", ""),
+        )
     forward, calls, peak = _calls_and_peak(lambda: answer(model, x), model, x)
     *_, plain_peak = _calls_and_peak(lambda: plain(model, x), model, x)
     if max(forward) > 1:
@@ -154,8 +157,9 @@ def _try(answer: Answer, model: nn.Module, x: Tensor) -> None:
     if found is None:
         raise answer.nothing(model, x)
     if not isinstance(found, Tensor):
-        raise Wrong(f"要返回张量，得到的是 {briefly(found)}。",
-                    f"Return a tensor, not {briefly(found)}.")  # fmt: skip
+        raise Wrong(
+            f"要返回张量，得到的是 {briefly(found)}。", f"Return a tensor, not {briefly(found)}."
+        )
     gradients = [parameter.grad for parameter in model.parameters()]
     try:
         if found.requires_grad:
@@ -181,29 +185,24 @@ def _calls_and_peak(
 ) -> tuple[list[int], list[int], int]:
     """How often each block's first layer ran in forward and in all, and the step's peak (bytes)."""
     firsts = [module[0] for module in model.modules() if isinstance(module, nn.Sequential)]
-    calls = [0] * len(firsts)
-    handles = [
-        first.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
-        for i, first in enumerate(firsts)
-    ]
     gradients = [parameter.grad for parameter in model.parameters()]
     forward: list[int] = []
 
     def step() -> None:
         loss = run().square().sum()
-        forward.extend(calls)
+        forward.extend(order)
         loss.backward()
 
     try:
         for parameter in model.parameters():
             parameter.grad = None
-        trace = measure(step, model, inputs=x)
+        with order_of_calls(firsts) as order:
+            trace = measure(step, model, inputs=x)
     finally:
-        for handle in handles:
-            handle.remove()
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
-    return forward, calls, trace.peak
+    places = range(len(firsts))
+    return [forward.count(i) for i in places], [order.count(i) for i in places], trace.peak
 
 
 # --- a budget -------------------------------------------------------------------------------------
@@ -309,8 +308,9 @@ def check_budget(forward: Callable[[Mixed, Tensor], Any]) -> Words:
     if peak > BUDGET:
         zh, en = _hint_for_budget(order, more)
         over = size_text(peak - BUDGET)
-        raise Wrong(f"{figures[0]}。还超出 {over}：{zh}",
-                    f"{figures[1]}. Still {over} too much: {en}")  # fmt: skip
+        raise Wrong(
+            f"{figures[0]}。还超出 {over}：{zh}", f"{figures[1]}. Still {over} too much: {en}"
+        )
     if more > MORE_FLOPS:
         dense = sorted({block for block in order if isinstance(blocks[block], Dense)})
         raise Wrong(
@@ -327,19 +327,13 @@ def check_budget(forward: Callable[[Mixed, Tensor], Any]) -> Words:
 
 def _runs(answer: Answer, blocks: Mixed, x: Tensor) -> tuple[list[int], list[int]]:
     """Which blocks run again in the backward pass, in order; how often each ran in forward."""
-    runs: list[int] = []
-    handles = [
-        block.register_forward_pre_hook(lambda *_, i=i: runs.append(i))
-        for i, block in enumerate(blocks)
-    ]
     try:
-        loss = answer(blocks, x).square().mean()
-        forward = list(runs)
-        runs.clear()
-        loss.backward()
+        with order_of_calls(blocks) as runs:
+            loss = answer(blocks, x).square().mean()
+            forward = list(runs)
+            runs.clear()
+            loss.backward()
     finally:
-        for handle in handles:
-            handle.remove()
         blocks.zero_grad()
     return runs, [forward.count(i) for i in range(len(blocks))]
 
@@ -352,30 +346,38 @@ def _hint_for_budget(order: list[int], more: float) -> Words:
     again, left = set(order), max(0.0, MORE_FLOPS - more)
     thick = {0, 2, 4, 6}
     if not again:
-        return ("没有一块被重算。哪种块保存得最多，重算起来又最便宜？",
-                "no block is recomputed. Which kind keeps most, and costs least to run again?"
-                )  # fmt: skip
+        return (
+            "没有一块被重算。哪种块保存得最多，重算起来又最便宜？",
+            "no block is recomputed. Which kind keeps most, and costs least to run again?",
+        )
     if any(after > before for before, after in itertools.pairwise(order)):
-        return ("几个块合在一个检查点里，会在反向时一起回来。",
-                "Blocks that share a checkpoint come back together in the backward pass."
-                )  # fmt: skip
+        return (
+            "几个块合在一个检查点里，会在反向时一起回来。",
+            "Blocks that share a checkpoint come back together in the backward pass.",
+        )
     if more > MORE_FLOPS:
-        return (f"FLOPs 也超了 {more - MORE_FLOPS:.1%}。哪种块保存得多，重算起来又便宜？",
-                f"and FLOPs are {more - MORE_FLOPS:.1%} over as well. Which kind of block keeps "
-                "much and is cheap to run again?")  # fmt: skip
+        return (
+            f"FLOPs 也超了 {more - MORE_FLOPS:.1%}。哪种块保存得多，重算起来又便宜？",
+            f"and FLOPs are {more - MORE_FLOPS:.1%} over as well. Which kind of block keeps "
+            "much and is cheap to run again?",
+        )
     if missing := len(thick - again):
-        return (f"还有 {missing} 个重算起来几乎不要 FLOPs 的块，什么都存着。",
-                f"{missing} of the blocks that take next to no FLOPs to run again still keep "
-                "everything.")  # fmt: skip
+        return (
+            f"还有 {missing} 个重算起来几乎不要 FLOPs 的块，什么都存着。",
+            f"{missing} of the blocks that take next to no FLOPs to run again still keep "
+            "everything.",
+        )
     if 7 in again:
-        return (f"FLOPs 还能再多 {left:.1%}。有一块刚丢掉就要重算，省不下峰值："
-                "反向传播从哪里开始？",
-                f"you have {left:.1%} of FLOPs left. One block is recomputed as soon as it is "
-                "dropped, which does not lower the peak: where does the backward pass begin?"
-                )  # fmt: skip
-    return (f"FLOPs 还能再多 {left:.1%}。省下的已经省了，峰值里剩下的主要是谁的？",
-            f"you have {left:.1%} of FLOPs left. What is cheap has been dropped: whose is most of "
-            "what remains?")  # fmt: skip
+        return (
+            f"FLOPs 还能再多 {left:.1%}。有一块刚丢掉就要重算，省不下峰值：反向传播从哪里开始？",
+            f"you have {left:.1%} of FLOPs left. One block is recomputed as soon as it is "
+            "dropped, which does not lower the peak: where does the backward pass begin?",
+        )
+    return (
+        f"FLOPs 还能再多 {left:.1%}。省下的已经省了，峰值里剩下的主要是谁的？",
+        f"you have {left:.1%} of FLOPs left. What is cheap has been dropped: whose is most of "
+        "what remains?",
+    )
 
 
 # --- what the tool cannot see ---------------------------------------------------------------------
@@ -388,22 +390,39 @@ _REASONS = {
 }
 
 _BLIND_SPOTS = {
-    "late-binding": ("A", "重计算用错了层，梯度当场不同。",
-                     "The recomputation runs the wrong layer, and the gradients differ at once."),
-    "batch-norm": ("A", "梯度相同，可它也比较缓冲区：滑动平均不同。",
-                   "The gradients agree, but it compares buffers too, and the averages differ."),
-    "whole-model": ("B", "输出和梯度都对，只是峰值没降。要用 measure 看。",
-                    "Outputs and gradients are right; only the peak did not fall. Use measure."),
-    "one-segment": ("B", "没有检查点，当然和普通的一样：它证明相同，不证明省了内存。",
-                    "Without a checkpoint it equals the plain run, of course: the tool shows that "
-                    "they are the same, not that memory was saved."),
-    "ddp-shared": ("C", "一个进程里没有谁要取平均，梯度是对的；错在取平均的时机。",
-                   "In one process nothing is averaged, and the gradients are right; the fault is "
-                   "in when the average is taken."),
-    "rare-branch": ("D", "同一个种子、同一批输入，分支没走到。换种子、换输入，多跑几次。",
-                    "With this seed and this batch the branch is not taken. Try several seeds and "
-                    "inputs."),
-}  # fmt: skip
+    "late-binding": (
+        "A",
+        "重计算用错了层，梯度当场不同。",
+        "The recomputation runs the wrong layer, and the gradients differ at once.",
+    ),
+    "batch-norm": (
+        "A",
+        "梯度相同，可它也比较缓冲区：滑动平均不同。",
+        "The gradients agree, but it compares buffers too, and the averages differ.",
+    ),
+    "whole-model": (
+        "B",
+        "输出和梯度都对，只是峰值没降。要用 measure 看。",
+        "Outputs and gradients are right; only the peak did not fall. Use measure.",
+    ),
+    "one-segment": (
+        "B",
+        "没有检查点，当然和普通的一样：它证明相同，不证明省了内存。",
+        "Without a checkpoint it equals the plain run, of course: the tool shows that "
+        "they are the same, not that memory was saved.",
+    ),
+    "ddp-shared": (
+        "C",
+        "一个进程里没有谁要取平均，梯度是对的；错在取平均的时机。",
+        "In one process nothing is averaged, and the gradients are right; the fault is "
+        "in when the average is taken.",
+    ),
+    "rare-branch": (
+        "D",
+        "同一个种子、同一批输入，分支没走到。换种子、换输入，多跑几次。",
+        "With this seed and this batch the branch is not taken. Try several seeds and inputs.",
+    ),
+}
 
 
 @judged
@@ -416,8 +435,9 @@ def check_blind_spots(answer: Callable[[], Any]) -> Words:
         if said is None:
             raise ask.nothing()
     if not isinstance(said, dict):
-        raise Wrong(f"要返回一个字典，得到的是 {briefly(said)}。",
-                    f"Return a dict, not {briefly(said)}.")  # fmt: skip
+        raise Wrong(
+            f"要返回一个字典，得到的是 {briefly(said)}。", f"Return a dict, not {briefly(said)}."
+        )
     letters = {_as_typed(name).lower().replace("_", "-"): value for name, value in said.items()}
     for name, (truth, _, _) in _BLIND_SPOTS.items():
         if name not in letters:
@@ -425,13 +445,17 @@ def check_blind_spots(answer: Callable[[], Any]) -> Words:
         letter = _letter(letters[name])
         if letter not in _REASONS:
             shown = briefly(letters[name])
-            raise Wrong(f"{name}：只能是 A、B、C、D，得到的是 {shown}。",
-                        f"{name}: A, B, C or D, not {shown}.")  # fmt: skip
+            raise Wrong(
+                f"{name}：只能是 A、B、C、D，得到的是 {shown}。",
+                f"{name}: A, B, C or D, not {shown}.",
+            )
         if letter != truth:
             chosen = _REASONS[letter]
             zh, en = _evidence(name)
-            raise Wrong(f"{name} 不是 {letter}（{chosen[0]}）。{zh}",
-                        f"{name} is not {letter} ({chosen[1]}). {en}")  # fmt: skip
+            raise Wrong(
+                f"{name} 不是 {letter}（{chosen[0]}）。{zh}",
+                f"{name} is not {letter} ({chosen[1]}). {en}",
+            )
     reasons = _BLIND_SPOTS.items()
     return (
         "全对。" + "".join(f"\n{name}：{zh}" for name, (_, zh, _) in reasons),
@@ -464,11 +488,14 @@ def _evidence(name: str) -> tuple[str, str]:
         found = exhibit_named(name).inspect()
     except KeyError:
         if name == "ddp-shared":
-            return ("展品在附馆：它的代码一开头是什么？",
-                    "The exhibit is in the annexe: what does its code begin with?")  # fmt: skip
-        return ("千分之一的批次才走到的分支，一次比较撞上它的机会有多大？",
-                "A branch that one batch in a thousand takes: how likely is it in one "
-                "comparison?")  # fmt: skip
+            return (
+                "展品在附馆：它的代码一开头是什么？",
+                "The exhibit is in the annexe: what does its code begin with?",
+            )
+        return (
+            "千分之一的批次才走到的分支，一次比较撞上它的机会有多大？",
+            "A branch that one batch in a thousand takes: how likely is it in one comparison?",
+        )
     hint_zh, hint_en = f"运行它：{found.agreement.zh}", f"Run it: {found.agreement.en}"
     if found.peaks:
         plain, checkpointed = (size_text(peak) for peak in found.peaks)

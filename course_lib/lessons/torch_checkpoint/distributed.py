@@ -7,25 +7,21 @@ other, because starting them takes longer than all the rest.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from .exhibits import EXHIBITS
-from .language import Table, text
+from ...language import Table
+from ...processes import run_ranks
+from .collection import EXHIBITS
+from .exhibit import Trap
 
 SECONDS = 90  # for both processes together; they take about five
 
 WORKER = """\
 import datetime, json, os, sys, warnings
 
-rank, meeting_point, codes = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+rank, codes = int(os.environ["LOCAL_RANK"]), json.loads(sys.argv[1])
 
 import torch
 import torch.distributed as dist
@@ -36,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 dist.init_process_group(
-    "gloo", init_method=meeting_point, rank=rank, world_size=2,
+    "gloo", init_method=os.environ["MEETING_POINT"], rank=rank, world_size=2,
     timeout=datetime.timedelta(seconds=30),
 )
 for code in codes:
@@ -56,23 +52,13 @@ dist.destroy_process_group()
 """
 
 
-@dataclass(frozen=True)
-class DistributedExhibit:
-    """A trap that takes two processes to show; the fields are those of ``Exhibit``.
+@dataclass(frozen=True, kw_only=True)
+class DistributedExhibit(Trap):
+    """A trap that takes two processes to show.
 
     ``altered``: (what is different, code), a variant that makes itself heard in another way.
     """
 
-    row: int
-    name: str
-    title: tuple[str, str]
-    code: str
-    cure: str
-    loudness: str
-    why: tuple[str, str]
-    remedy: tuple[str, str]
-    issues: tuple[str, ...] = ()
-    quoted: str | None = None
     altered: tuple[tuple[str, str], str] | None = None
 
 
@@ -96,64 +82,14 @@ class TwoRanks:
 def two_processes(codes: Iterable[str]) -> list[TwoRanks]:
     """Run each code in two processes that are joined by gloo; they end before this returns.
 
-    The processes meet through a file, not a port, and talk over the loopback interface. Raises
-    ``RuntimeError`` if one of them dies or both take longer than ``SECONDS``.
+    Raises ``RuntimeError`` if one of them dies or both take longer than ``SECONDS``.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        script = Path(folder, "worker.py")
-        script.write_text(WORKER, encoding="utf-8")
-        meeting_point = Path(folder, "meeting-point").as_uri()
-        arguments = [sys.executable, str(script)]
-        payload = json.dumps(list(codes))
-        with _started(
-            [[*arguments, str(rank), meeting_point, payload] for rank in range(2)]
-        ) as processes:
-            reports = [_reports(process) for process in processes]
+    printed = run_ranks(["-c", WORKER, json.dumps(list(codes))], 2, SECONDS)
+    reports = [
+        [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
+        for lines in printed
+    ]
     return [_together(mine, other) for mine, other in zip(*reports, strict=True)]
-
-
-@contextlib.contextmanager
-def _started(commands: list[list[str]]) -> Iterator[list[subprocess.Popen]]:
-    """The commands, running; none is left when the body ends, however it ends."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99"}
-    if sys.platform in ("linux", "darwin"):
-        environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
-    processes: list[subprocess.Popen] = []
-    try:
-        for command in commands:
-            processes.append(
-                subprocess.Popen(
-                    command, env=environment, text=True, encoding="utf-8",
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                )
-            )  # fmt: skip
-        yield processes
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()  # reaps it and closes its pipes
-
-
-def _reports(process: subprocess.Popen) -> list[dict]:
-    try:
-        output, complaints = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(
-            text(
-                zh=f"两个进程 {SECONDS} 秒还没有结束，已经停掉。",
-                en=f"The two processes did not end within {SECONDS} seconds and were stopped.",
-            )
-        ) from None
-    if process.returncode != 0:
-        last = (complaints.strip().splitlines() or ["?"])[-1]
-        raise RuntimeError(
-            text(
-                zh=f"有一个进程退出了（{process.returncode}）：{last}",
-                en=f"One of the processes died ({process.returncode}): {last}",
-            )
-        )
-    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
 def _together(mine: dict, other: dict) -> TwoRanks:
@@ -182,9 +118,14 @@ def annexe() -> Table:
         for number, title, _, cure in shown
     ]
     return Table(
-        [("№", "№"), ("展品", "exhibit"), ("两个进程里", "in two processes"),
-         ("治疗之后", "after the cure")], rows,
-    )  # fmt: skip
+        [
+            ("№", "№"),
+            ("展品", "exhibit"),
+            ("两个进程里", "in two processes"),
+            ("治疗之后", "after the cure"),
+        ],
+        rows,
+    )
 
 
 def _said(found: TwoRanks) -> tuple[str, str]:

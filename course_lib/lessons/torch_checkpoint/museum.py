@@ -13,9 +13,10 @@ from typing import Any
 
 import ipywidgets
 
-from .answers import remember, remembered
-from .exhibits import EXHIBITS, LOUDNESS, Exhibit, Inspection, catalogue, number_of
-from .language import Table, on_change, spoken, text
+from ...language import Table, bilingual_html, on_change, text
+from ...notebook.answers import remember, remembered
+from .collection import EXHIBITS, catalogue, number_of
+from .exhibit import LOUDNESS, Exhibit, Inspection
 
 INK, RIGHT, WRONG = "#22262b", "#c9f2e2", "#fbd5d1"
 _CODE_STYLE = (
@@ -45,30 +46,28 @@ def label(exhibit: Exhibit) -> str:
     """Number, title and code, without the answer."""
     zh, en = exhibit.title
     zh, en = (f"<b>№ {number_of(exhibit)}　{html.escape(title)}</b>" for title in (zh, en))
-    heading = spoken(zh, en, markup=True)
+    heading = bilingual_html(zh, en, markup=True)
     return f'<div style="{_LINE}">{heading}</div>' + code_html(exhibit.code)
 
 
 def revelation(exhibit: Exhibit, before: Inspection, after: Inspection) -> str:
     """What happened when it ran, what ``same_gradients`` says, why, and the cure that cured it."""
     zh, en = LOUDNESS[before.loudness]
-    parts = [spoken(f"<b>{zh}</b>", f"<b>{en}</b>", markup=True)]
+    parts = [bilingual_html(f"<b>{zh}</b>", f"<b>{en}</b>", markup=True)]
     for words in filter(None, [before.error, *before.warned]):
         words = html.escape(_shortened(words))
         style = f"{_CODE_STYLE};white-space:pre-wrap;overflow-wrap:anywhere"
-        parts.append(f'<div style="{style}">{words}</div>')
+        parts.append(f'<pre lang="en-US" style="{style}">{words}</pre>')  # as it was said
     parts.append(_row("same_gradients", before.agreement.zh, before.agreement.en))
-    if before.peaks:
-        parts.append(_peaks_row(before))
+    parts += _measured(before)
     parts.append(_row(("为什么", "why"), *exhibit.why))
     parts.append(_row(("治疗", "cure"), *exhibit.remedy))
     parts.append(code_html(exhibit.cure, exhibit.code))
     parts.append(_row("same_gradients", after.agreement.zh, after.agreement.en))
-    if after.peaks:
-        parts.append(_peaks_row(after))
+    parts += _measured(after)
     if exhibit.issues:
         links = ", ".join(_link(issue) for issue in exhibit.issues)
-        parts.append(f"<div>{spoken('讨论', 'discussed in', tag='span')} {links}</div>")
+        parts.append(f"<div>{bilingual_html('讨论', 'discussed in', tag='span')} {links}</div>")
     return "".join(parts)
 
 
@@ -84,18 +83,24 @@ def _row(name: str | tuple[str, str], zh: str, en: str) -> str:
         f'<span style="opacity:.65">{html.escape(head)}</span>&ensp;{html.escape(words)}'
         for head, words in zip(names, (zh, en), strict=True)
     ]
-    return f'<div style="margin:5px 0;{_LINE}">{spoken(*lines, markup=True)}</div>'
+    return f'<div style="margin:5px 0;{_LINE}">{bilingual_html(*lines, markup=True)}</div>'
 
 
-def _peaks_row(found: Inspection) -> str:
-    peaks, flops = found.peaks or (1, 1), found.flops or (1, 1)
-    plain, checkpointed = (f"{peak:,}" for peak in peaks)
-    change, more = (f"{two / one - 1:+.0%}" for one, two in (peaks, flops))
-    return _row(
-        ("峰值", "peak"),
-        f"普通 {plain} 字节，有检查点 {checkpointed} 字节（{change}）；FLOPs {more}",
-        f"plain {plain} bytes, with checkpoints {checkpointed} bytes ({change}); FLOPs {more}",
-    )
+def _measured(found: Inspection) -> list[str]:
+    """What a measured step says, if one was: its peak where that is in question, and FLOPs."""
+    if found.peaks is None or found.flops is None:
+        return []
+    plain, checkpointed = (f"{peak:,}" for peak in found.peaks)
+    change, more = (f"{two / one - 1:+.0%}" for one, two in (found.peaks, found.flops))
+    if found.judge == "operations":
+        return [_row("FLOPs", f"与普通的一步相比 {more}", f"{more} against the plain step")]
+    return [
+        _row(
+            ("峰值", "peak"),
+            f"普通 {plain} 字节，有检查点 {checkpointed} 字节（{change}）；FLOPs {more}",
+            f"plain {plain} bytes, with checkpoints {checkpointed} bytes ({change}); FLOPs {more}",
+        )
+    ]
 
 
 def issue_url(issue: str) -> str:
@@ -215,7 +220,7 @@ class Museum(ipywidgets.VBox):
         for loudness, button in self._buttons.items():
             zh, en = LOUDNESS[loudness]
             button.description = text(zh=zh, en=en, between=" ")
-        self._question.value = spoken(
+        self._question.value = bilingual_html(
             "先猜：它会怎样？", "Guess first: what will it do?", tag="span"
         )
         self._show()
@@ -225,9 +230,15 @@ class Museum(ipywidgets.VBox):
         self._label.value = label(exhibit)
         found = self._found.get(exhibit.name)
         guess = self.guesses.get(exhibit.name)
-        again = spoken("这一件以前猜过。按任何一个按钮，再运行一次，看看为什么；分数不变。",
-                       "You guessed this one before. Press any button to run it again and see why; "
-                       "the score stays.") if guess else ""  # fmt: skip
+        again = (
+            bilingual_html(
+                "这一件以前猜过。按任何一个按钮，再运行一次，看看为什么；分数不变。",
+                "You guessed this one before. Press any button to run it again and see why; "
+                "the score stays.",
+            )
+            if guess
+            else ""
+        )
         self._answer.value = revelation(exhibit, *found) if found else again
         for loudness, button in self._buttons.items():
             # ipywidgets' own colours for right and wrong leave white words too faint.
@@ -236,13 +247,14 @@ class Museum(ipywidgets.VBox):
             button.icon = "" if colour is None else "check" if true else "times"
             button.style.button_color, button.style.text_color = colour, colour and INK
         seen, right, all_of_them = len(self.guesses), self.right, len(self.exhibits)
-        self._score.value = spoken(
+        self._score.value = bilingual_html(
             f"猜了 {seen} / {all_of_them} 件，猜中 {right} 件",
-            f"guessed {seen} of {all_of_them}, {right} of them right", tag="span",
-        )  # fmt: skip
+            f"guessed {seen} of {all_of_them}, {right} of them right",
+            tag="span",
+        )
         stop = self.tour.index(self._pick.value or 0)
         self._moves[-1].disabled, self._moves[1].disabled = stop == 0, stop == len(self.tour) - 1
-        self._place.value = spoken(*self._stop_in_words(stop), tag="span")
+        self._place.value = bilingual_html(*self._stop_in_words(stop), tag="span")
 
     def _stop_in_words(self, stop: int) -> tuple[str, str]:
         """Where on the tour this is: (zh, en)."""
@@ -260,7 +272,7 @@ class Museum(ipywidgets.VBox):
         bundle = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
         drawers = []
         for exhibit in self.exhibits:
-            title = spoken(*exhibit.title, tag="span")
+            title = bilingual_html(*exhibit.title, tag="span")
             code = f"<pre>{html.escape(exhibit.code.rstrip())}</pre>"
             drawers.append(
                 f"<details><summary>№ {number_of(exhibit)} {title}</summary>{code}</details>"

@@ -16,20 +16,40 @@
   const statesOf = context =>
     context.model.getMetadata("widgets")?.["application/vnd.jupyter.widget-state+json"]?.state ?? {};
 
-  const escaped = words => Object.assign(document.createElement("b"), { textContent: words }).outerHTML;
+  const make = (tag, ...parts) => {
+    const element = document.createElement(tag);
+    element.append(...parts);
+    return element;
+  };
 
-  /** A saved widget as HTML: its words and pictures, what was typed, where its sliders stood. */
-  function still(states, id) {
+  /** What renders `data` as JupyterLab would: HTML that nobody trusts loses what it could do. */
+  function rendered(rendermime, data, metadata, trusted) {
+    const kind = rendermime.preferredMimeType(data, "any");
+    const renderer = kind && rendermime.createRenderer(kind);
+    renderer?.renderModel({ data, metadata, trusted, setData() {} });
+    return renderer?.node;
+  }
+
+  /** An explorer moves without a kernel, as far as its pictures were saved. */
+  function explorer(state) {
+    const el = document.createElement("div");
+    import(HERE + "explorer.js").then(({ default: { render, withoutKernel } }) =>
+      render({ model: withoutKernel(structuredClone(state)), el }));
+    return el;
+  }
+
+  /** A saved widget as it was left: its words and pictures, what was typed; null if it is empty. */
+  function still(states, id, html) {
     const { model_name: kind, state = {} } = states[id] ?? {};
-    const index = state.index ?? 0;
-    if (kind === "HTMLModel") return state.value ?? "";
-    if (kind === "TextModel") return escaped(state.value || "?");
-    if (kind === "SelectionSliderModel" && state._options_labels)
-      return escaped(`${state.description} ${state._options_labels[index]}`);
-    const parts = (state.children ?? []).map(part => still(states, part.replace("IPY_MODEL_", "")));
-    const layout = kind === "HBoxModel" ? "display:flex;flex-wrap:wrap;gap:0.6em" : "";
-    return parts.some(part => part) ? `<div style="${layout}">${parts.map(part =>
-      `<div>${part}</div>`).join("")}</div>` : "";
+    if (kind === "HTMLModel") return state.value ? html(state.value) : null;
+    if (kind === "TextModel") return make("b", state.value || "?");
+    if (state.pictures) return explorer(state);
+    const parts = (state.children ?? [])
+      .map(part => still(states, part.replace("IPY_MODEL_", ""), html)).filter(part => part);
+    if (!parts.length) return null;
+    const box = make("div", ...parts);
+    if (kind === "HBoxModel") box.style.cssText = "display:flex;flex-wrap:wrap;gap:0.6em";
+    return box;
   }
 
   /** Show each widget that waits for a kernel as it was saved; else what is stored beside it. */
@@ -42,12 +62,11 @@
         const drawn = outputArea.widgets[i]?.node.querySelector(".jp-OutputArea-output");
         if (!view || !drawn || drawn.dataset.stored) continue;
         drawn.dataset.stored = "true";
-        const saved = still(states, view.model_id);
-        const data = saved ? { "text/html": saved } : stored;
-        const kind = rendermime.preferredMimeType(data, "any");
-        const renderer = kind && rendermime.createRenderer(kind);
-        drawn.replaceChildren(...(renderer ? [renderer.node] : []));
-        renderer?.renderModel({ data, metadata, trusted: outputArea.model.trusted, setData() {} });
+        const { trusted } = outputArea.model;
+        const saved = still(states, view.model_id,
+          html => rendered(rendermime, { "text/html": html }, {}, trusted));
+        const node = saved ?? rendered(rendermime, stored, metadata, trusted);
+        drawn.replaceChildren(...(node ? [node] : []));
       }
   }
 
@@ -58,16 +77,9 @@
   /** The switch, in the language that was chosen last. */
   async function showSwitch(panel, context) {
     const { default: { render } } = await import(HERE + "switch.js");
-    const listeners = [];
-    let language = savedLanguage(context);
-    const model = {
-      get: name => name === "language" ? language : name,
-      set(_, chosen) { language = chosen; listeners.forEach(react => react()); },
-      save_changes() {},
-      on(event, react) { if (event === "change:language") listeners.push(react); },
-      off() {},
-      widget_manager: { get_model: async () => ({ comm_live: false, on() {}, off() {} }) },
-    };
+    const { default: { withoutKernel } } = await import(HERE + "explorer.js");
+    const model = withoutKernel({ language: savedLanguage(context) });
+    model.widget_manager = { get_model: async () => ({ comm_live: false, on() {}, off() {} }) };
     const el = document.createElement("div");
     el.hidden = true;
     panel.node.append(el);
@@ -87,8 +99,9 @@
     id: "course-page:without-kernel",
     autoStart: true,
     activate(app) {
-      document.head.append(Object.assign(
-        document.createElement("link"), { rel: "stylesheet", href: HERE + "switch.css" }));
+      for (const sheet of ["switch.css", "explorer.css"])
+        document.head.append(Object.assign(
+          document.createElement("link"), { rel: "stylesheet", href: HERE + sheet }));
       app.docRegistry.addWidgetExtension("Notebook", {
         createNew(panel, context) {
           Promise.all([context.ready, panel.revealed]).then(async () => {

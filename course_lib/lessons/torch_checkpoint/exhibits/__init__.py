@@ -1,0 +1,1 @@
+"""One file per exhibit; ``collection`` has them in order."""

@@ -1,0 +1,5 @@
+"""``python -m course_lib.lightning``: see :func:`command.main`."""
+
+from .command import main
+
+main()

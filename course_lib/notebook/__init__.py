@@ -1,0 +1,1 @@
+"""What any lesson needs in the browser: explorers, tables, pictures, predictions, checkers."""

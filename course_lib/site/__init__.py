@@ -1,0 +1,1 @@
+"""The course around its lessons: their list, the glossary, web pages, checks of the machine."""
