@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import json, resource, time, torch, course_lib
+import json, re, time, torch, course_lib
 from course_lib import advise, measure, simulated
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +35,8 @@ with simulated():
         advice.apply(key)
         found = measure(step, model, optimizer, words)
         applied.append([found.peak, found.flops, advice[key].peak, advice[key].flops])
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# not ru_maxrss: that begins with what the process that started this one held
+memory = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 plain = advice["none"]
 print(json.dumps({
     "seconds": seconds, "memory": memory, "parameters": sum(p.numel() for p in model.parameters()),

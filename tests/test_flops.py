@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed.tensor.experimental
 import torch.nn.attention.varlen
 import torch.nn.modules.linear_cross_entropy
 from torch import nn
@@ -450,7 +451,10 @@ def test_a_formula_that_somebody_registered_comes_first():
 
 
 def operators():
-    """Every operator that a dispatch mode can meet: those not made of others."""
+    """Every operator that a dispatch mode can meet: those not made of others.
+
+    Parts of torch bring theirs once they are imported: see the imports of this file.
+    """
     for schema in torch._C._jit_get_all_schemas():
         namespace, base = schema.name.split("::")
         overload = schema.overload_name

@@ -560,5 +560,5 @@ _PYTORCHS = _words(
     quantization quantized_decomposed mkldnn mkldnn_prepacked mkl onednn sparse _native torch_nn
     torch_attn semi_structured c10d c10d_functional _c10d_functional _c10d_functional_autograd
     symm_mem _dtensor fsdp ao profiler static_runtime onnx export streams triton debug_mode_ops
-    bucketing flex_lib torchvision torchaudio _test"""
+    bucketing flex_lib cplib torchvision torchaudio _test"""
 )
