@@ -11,10 +11,7 @@ from torch import nn
 from course_lib import language
 from course_lib.figures.palette import COLOURS, COMPARED
 from course_lib.figures.words import size_text
-from course_lib.lessons.placing_checkpoints.placement import (
-    PLACED,
-    STRIP,
-    Placed,
+from course_lib.lessons.placing_checkpoints import (
     Placement,
     budget_explorer,
     chain_counts_explorer,
@@ -23,8 +20,10 @@ from course_lib.lessons.placing_checkpoints.placement import (
     plan_budgets,
     sweep_counts,
 )
+from course_lib.lessons.placing_checkpoints.placed import PLACED, Placed
 from course_lib.memory import simulated
 from course_lib.models import pyramid
+from course_lib.notebook.bar_buttons import STRIP
 from course_lib.plans import Plan, chain_of, predict
 from course_lib.plans.planners import best_plan, smallest_peak
 

@@ -18,8 +18,6 @@ from PIL import Image
 
 from ..figures.picture import Picture
 from ..language import Language
-from ..lessons.placing_checkpoints.placement import Placement
-from ..lessons.placing_checkpoints.plan_row import plans_explorer
 from ..lessons.torch_checkpoint.museum import Answers, Museum
 from ..lessons.torch_checkpoint.recorded import recorded_museum
 from ..notebook.explorers import Drawn, Explorer
@@ -43,8 +41,6 @@ def record(names: Iterable[str], folders: Mapping[Language, str]) -> None:
     for chosen, folder in folders.items():
         found: dict[str, dict[str, Any]] = {name: {"html": words} for name, words in html.items()}
         for name, one in shown.items():
-            if isinstance(one, Placement):
-                one = plans_explorer(one.chain, one.budget)
             one = getattr(one, "on_a_page", one)
             if isinstance(one, Explorer):
                 found[name] = {"state": state_of(one, chosen, Path(folder))}

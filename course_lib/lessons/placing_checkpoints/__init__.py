@@ -6,16 +6,11 @@ from ...lazily import loading
 
 if TYPE_CHECKING:
     from .board import PuzzleBoard
+    from .budgets import budget_explorer, plan_budgets
     from .checkers import check_best_count, check_puzzle, show_puzzle
-    from .placement import (
-        Placement,
-        budget_explorer,
-        chain_counts_explorer,
-        dropout_explorer,
-        layers_table,
-        plan_budgets,
-        sweep_counts,
-    )
+    from .checkpoint_counts import chain_counts_explorer, dropout_explorer, sweep_counts
+    from .layers_table import layers_table
+    from .placement import Placement
     from .played_plan import nested_player
     from .survivors import survivors_explorer
 
@@ -39,10 +34,12 @@ __getattr__ = loading(
     __name__,
     {
         ".board": "PuzzleBoard",
+        ".budgets": "budget_explorer plan_budgets",
         ".checkers": "check_best_count check_puzzle show_puzzle",
+        ".checkpoint_counts": "chain_counts_explorer dropout_explorer sweep_counts",
+        ".layers_table": "layers_table",
+        ".placement": "Placement",
         ".played_plan": "nested_player",
-        ".placement": "Placement budget_explorer chain_counts_explorer dropout_explorer "
-        "layers_table plan_budgets sweep_counts",
         ".survivors": "survivors_explorer",
     },
 )

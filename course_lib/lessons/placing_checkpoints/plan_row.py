@@ -6,7 +6,7 @@ from ...language import text
 from ...notebook.explorers import Control, Explorer
 from ...plans.plan import Chain, Plan, predict
 from ...plans.planners import best_plan, even_plan, keep_all, smallest_peak, sqrt_plan
-from .placement import PLACED, Placed, draw_placement, say_placement
+from .placed import PLACED, Placed, draw_placement, say_placement
 
 Names = tuple[str, str]  # (zh, en)
 ROOM = (0.35, 0.7)  # budgets between the least that is possible and none needed, as shares

@@ -16,7 +16,7 @@ from ...language import text
 from ...memory.trace import Role
 from ...notebook.explorers import Control, Explorer
 from ...plans.plan import Chain, Part, Plan, Prediction, Turn, predict
-from .placement import AGAIN, KEPT, REST, layers_of, strip_legend
+from .plan_strip import AGAIN, KEPT, REST, layers_of, strip_legend
 
 INTERVAL = 900  # milliseconds from one turn to the next
 NOW = {"forward": KEPT, "recompute": AGAIN, "backward": COLOURS[Role.GRADIENT]}
