@@ -12,8 +12,12 @@ def loading(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
 
     A module is given as it is imported, relative to the package: ``.measurement``. Importing the
     package then takes next to no time, and loads torch only for those who use it.
+
+    No name may be that of one of the modules: Python puts a module, once imported, in its place.
     """
     homes = {name: module for module, names in modules.items() for name in names.split()}
+    both = set(homes) & {module.strip(".") for module in modules}
+    assert not both, f"{package}: a module and a name in it are both called {both}"
 
     def load(name: str) -> Any:
         if name not in homes:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .budgets import budget_explorer, plan_budgets
     from .checkers import check_best_count, check_puzzle, show_puzzle
     from .checkpoint_counts import chain_counts_explorer, dropout_explorer, sweep_counts
-    from .layers_table import layers_table
+    from .layer_costs import layers_table
     from .placement import Placement
     from .played_plan import nested_player
     from .survivors import survivors_explorer
@@ -37,7 +37,7 @@ __getattr__ = loading(
         ".budgets": "budget_explorer plan_budgets",
         ".checkers": "check_best_count check_puzzle show_puzzle",
         ".checkpoint_counts": "chain_counts_explorer dropout_explorer sweep_counts",
-        ".layers_table": "layers_table",
+        ".layer_costs": "layers_table",
         ".placement": "Placement",
         ".played_plan": "nested_player",
         ".survivors": "survivors_explorer",

@@ -26,7 +26,7 @@ from ...notebook.checking import Answer, Unfinished, Words, Wrong, briefly, judg
 from ...plans.chains import Chain, chain_of
 from ...plans.plan import Plan, Prediction, predict
 from ...plans.planners import best_plan, nested_plan, smallest_peak
-from .layers_table import layers_table
+from .layer_costs import layers_table
 
 NEAR = 1.05  # an answer may do this many times the recomputed FLOPs of the plan it is scored by
 
