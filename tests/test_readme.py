@@ -146,6 +146,13 @@ def test_every_link_of_a_page_leads_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_a_page_names_is_there(page):
+    path = r"(?<![\w./-])(?:assets|course_lib|notebooks|tests|tools)/[\w./-]+\.\w+"
+    named = set(re.findall(path, page.read_text(encoding="utf-8"))) - {"notebooks/NN_name.ipynb"}
+    assert [file for file in sorted(named) if not (ROOT / file).exists()] == []
+
+
 def test_the_pages_that_a_reader_needs_are_among_those_with_links():
     assert {"README.md", "CONTRIBUTING.md", "assets/benchmarks.md"} <= {
         page.relative_to(ROOT).as_posix() for page in PAGES
