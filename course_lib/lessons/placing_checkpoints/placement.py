@@ -44,7 +44,7 @@ def layers_table(chain: Chain) -> Table:
         [
             ("序号", "number"),
             ("层", "layer"),
-            ("存下时保存", "memory if kept"),
+            ("保留时占用", "memory if kept"),
             ("输出", "output"),
             ("参数梯度", "gradients"),
             ("前向 FLOPs", "forward FLOPs"),
@@ -335,7 +335,7 @@ def strip_legend(
     """What the colours mean, in one line, or on a phone in as many as it takes."""
     entries = [
         *more,
-        (("存下", "kept"), KEPT),
+        (("保留", "kept"), KEPT),
         (("重算", "recomputed"), AGAIN),
         (blue, CHECKPOINT),
     ]
@@ -439,7 +439,7 @@ class Placement(BarButtons):
     def _name_buttons(self) -> None:
         colours = {"keep": KEPT, "begin": AGAIN, "join": AGAIN}
         names = {
-            "keep": text(zh="存下", en="kept"),
+            "keep": text(zh="保留", en="kept"),
             "begin": text(zh="重算，从这里开始一段", en="recomputed, a segment begins here"),
             "join": text(zh="重算，与前一层同属一段", en="recomputed with the layer before"),
         }
