@@ -175,7 +175,7 @@ def title(still: Still) -> tuple[str, str]:
                       f"Recompute: layer {layer} again, from {place[1]}"),
         "backward": (f"反向传播：第 {layer} 层，由 {layer} 的梯度求 {before} 的梯度",
                      f"Backward: layer {layer}, from gradient {layer} to gradient {before}"),
-        "end": ("结束：剩下输入和它的梯度", "End: the input and its gradient are left"),
+        "end": ("结束：留下输入和它的梯度", "End: the input and its gradient are left"),
     }[still.moment.doing]  # fmt: skip
 
 
