@@ -326,7 +326,7 @@ class ATypeErrorOfItsOwn(Taking):
         (WrapsEverything, "个，Layer 只有 6 个，包装里面又有包装",
          "more than once: there are 20 wrappers for 6 Layers, one inside another"),
         (TheHeadToo, "head 每步也运行了 2 次", "head at the end runs 2 times per step"),
-        (OnlyOne, "有的层没有设检查点", "called 1, 2 times per step, not 2. Some layers are not"),
+        (OnlyOne, "有的层没有加检查点", "called 1, 2 times per step, not 2. Some layers are not"),
         (AllInOne, "几乎没有省", "barely lower. Give each layer a checkpoint of its own"),
         (OtherNumbers, "第 0 步的损失", "the loss of step 0 is"),
         (OtherKeys, "名字变了", "names changed"),

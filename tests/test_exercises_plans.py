@@ -80,19 +80,19 @@ def containing_itself():
 NINE = tuple(range(9))
 WRONG = [  # puzzle, answer, zh, en
     (1, ((0, 1, 2), (3, 4, 5), (6, 7, 8)),
-     r"FLOPs \+34.6%.*\+23.1%，得 67 分.*重算 9 层次，那个方案 6",
+     r"FLOPs \+34.6%.*\+23.1%，得 67 分.*你 9 层，那个方案 6",
      r"FLOPs are \+34.6%, where the best plan without nesting has \+23.1%: score 67.*"
      "yours runs 9 again, that plan 6.*which layers could just as well be kept"),
     (2, ((0, 1, 2), (3,), 4, 5, 6, 7, 8, 9), "得 24 分。哪些层重算起来贵",
      "It fits, but.*score 24. Which layers are costly to recompute"),
-    (1, NINE, "超出预算 3.50 MiB.*存着的：哪些层",
+    (1, NINE, "超出预算 3.50 MiB.*保留着的：哪些层",
      "3.50 MiB over .* in the backward of.*is kept: which"),
     (1, (NINE,), "一次重算出来的：哪一段太长", "recomputed at once: which segment is too long"),
     (1, (0, 1, 2, 3, 4, 5, 6, 7, 8), r"要写成 \(0,\)", r"is written \(0,\): without the comma"),
     (3, ((0), 1, 2, (3), 4, 5, 6, 7, (8), *range(9, 17)), r"要写成 \(0,\)", "without the comma"),
     (4, ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10), 11), "不嵌套的方案至少要",
      "segments inside segments"),
-    (4, (((0,), 1, 2), 3, 4, 5, 6, 7, 8, 9, 10, 11), "存着哪些段的输入",
+    (4, (((0,), 1, 2), 3, 4, 5, 6, 7, 8, 9, 10, 11), "保留着哪些段的输入",
      "which segments' inputs and which layers' activations"),
     (4, (((0,), (1,), (2,), 3), ((4,), (5,), (6,), 7), ((8,), (9,), 10), 11), "哪一段太长",
      "which segment is too long"),

@@ -490,7 +490,7 @@ def test_chinese(monkeypatch):
     monkeypatch.setattr("course_lib.language.choice._chosen", "zh")
     with pytest.raises(ValueError, match="没有与 'Blok' 相符的模块"):
         checkpoint_blocks(Zoo(), "Blok")
-    assert "4 个块中有 4 个设了检查点" in str(checkpoint_blocks(small(), Block))
+    assert "4 个块中有 4 个加了检查点" in str(checkpoint_blocks(small(), Block))
 
 
 # --- MemoryMonitor ------------------------------------------------------------------------------

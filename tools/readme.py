@@ -23,7 +23,7 @@ Row = dict[str, str]
 PLAIN, CHECKPOINTED = "encoder, 4 layers, d 128, 8 × 64", "the latter, a checkpoint per layer"
 WORDS = {
     "zh": (
-        "同一个训练步骤，几种工具量出的峰值差了多少字节，带上它之后一步要多久"
+        "同一个训练步，几种工具量出的峰值差了多少字节，带上它之后一步要多久"
         "（torchinfo 只跑前向）：",
         (
             "工具",
@@ -159,9 +159,7 @@ def planned(language: str, benchmarks: str) -> str:
     for tool, answers in ANSWERS.items():
         encoder, decoder = (
             next(
-                row
-                for row in plans
-                if step in row["训练步骤 · step"] and tool in row["工具 · tool"]
+                row for row in plans if step in row["训练步 · step"] and tool in row["工具 · tool"]
             )
             for step in (PLANNED, DECODER)
         )

@@ -33,7 +33,7 @@ def nested_plan(layers: int, snapshots: int) -> Plan:
     if layers < 1 or snapshots < 0:
         raise ValueError(
             text(
-                zh=f"层数至少是 1，存下的输入数至少是 0，现在是 {layers} 和 {snapshots}。",
+                zh=f"层数至少是 1，保留的输入数至少是 0，现在是 {layers} 和 {snapshots}。",
                 en="At least 1 layer and 0 stored inputs are needed, not "
                 f"{layers} and {snapshots}.",
             )

@@ -1,4 +1,4 @@
-"""The lessons there are, and the claims of popular articles that they put to the test."""
+"""The lessons there are, and the common claims that they put to the test."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ LESSONS = (
            ("选好放多少个、放在哪里；给定预算，求出最好的方案",
             "choose how many and where; find the best plan for a budget")),
     Lesson("06_choosing_what_to_recompute", "选择性重计算", "Choosing what to recompute", 100,
-           ("逐个算子决定存下还是重算，给定预算求出最优；认清编译器的预算、卸载和损失各管什么",
+           ("逐个算子决定保留还是重算，给定预算求出最优；认清编译器的预算、卸载和损失各管什么",
             "decide operator by operator what is stored, at best for a budget; tell what a "
             "compiler's budget, offloading and the loss each govern")),
     Lesson("07_your_own_model", "你自己的模型", "Your own model", 50,
-           ("带来一个模型，弄清检查点帮不帮得上、设在哪里、代价多少，并证明梯度没有变",
+           ("带来一个模型，弄清检查点帮不帮得上、加在哪里、代价多少，并证明梯度没有变",
             "bring a model, find out whether checkpoints help it, where, at what cost, and prove "
             "it")),
 )  # fmt: skip
@@ -74,7 +74,7 @@ GLOSSARY = Lesson("glossary", "术语", "Glossary", 0,
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that articles on gradient checkpointing repeat, and the lesson that tests it."""
+    """A common claim about gradient checkpointing, and the lesson that tests it."""
 
     key: str
     zh: str
@@ -87,7 +87,7 @@ CLAIMS = (
           "Training memory has three parts: parameters, optimizer states, activations", "01"),
     Claim("A2", "激活值通常最占内存，深层网络尤其如此",
           "Activations usually take the most memory, above all in deep networks", "01"),
-    Claim("A3", "前向传播只留下少数检查点，丢掉的在反向传播时重算",
+    Claim("A3", "前向传播只保留少数检查点，丢掉的在反向传播时重算",
           "Forward keeps a few checkpoints; backward recomputes what was discarded", "02"),
     Claim("A4", "100 层、每层 1 GB 的 Transformer，不用检查点要 100 GB",
           "100 Transformer layers of 1 GB each need 100 GB without checkpoints", "05"),
@@ -135,10 +135,10 @@ class Link(tuple):
 
 
 def claims() -> Table:
-    """What articles say, the lesson where you test it, and what you have ticked off so far."""
+    """The common claims, the lesson where you test each, and what you have ticked off so far."""
     ticked = _ticked()
     return Table(
-        [("完成", "done"), ("文章说", "articles say"), ("在哪一课验证", "tested in lesson")],
+        [("完成", "done"), ("常见说法", "a common claim"), ("在哪一课验证", "tested in lesson")],
         [["☑" if claim.key in ticked else "☐", (claim.zh, claim.en), claim.lesson]
          for claim in CLAIMS],
     )  # fmt: skip
@@ -152,7 +152,7 @@ def verdicts(**found: tuple[str, str]) -> Table:
     known = {claim.key: claim for claim in CLAIMS}
     rows = [[key, (known[key].zh, known[key].en), verdict] for key, verdict in found.items()]
     _tick(set(found))
-    return Table([("编号", "claim"), ("文章说", "articles say"), ("结论", "verdict")], rows)
+    return Table([("编号", "claim"), ("常见说法", "a common claim"), ("结论", "verdict")], rows)
 
 
 def _ticks_file() -> Path:

@@ -44,11 +44,11 @@ class Term:
 
 MEMORY = (
     Term("激活值", "activation", r"激活值|激活内存", r"activations?\b(?! function)", "01", (
-        "前向传播算出的中间结果。反向传播要读的那些必须一直留着，读完才能释放。",
+        "前向传播算出的中间结果。反向传播要读的那些必须一直保存着，读完才能释放。",
         "An intermediate result of the forward pass. Those that the backward pass is going to "
         "read must stay until it has read them.")),
     Term("激活内存", "activation memory", r"激活内存", r"activation memory", "01", (
-        "为反向传播留下的激活值占的内存。批越大、序列越长、层越多，它就越大。",
+        "为反向传播保存的激活值占的内存。批越大、序列越长、层越多，它就越大。",
         "The memory of the activations that are kept for the backward pass. It grows with the "
         "batch, the length of the sequence and the number of layers.")),
     Term("参数", "parameter", r"参数", r"parameters?", "01", (
@@ -84,7 +84,7 @@ MEMORY = (
 
 CHECKPOINTING = (
     Term("梯度检查点", "gradient checkpointing", r"梯度检查点", r"gradient checkpointing", "00", (
-        "用计算换内存：前向传播只留检查点，反向传播要用激活值时，从检查点重算。",
+        "用计算换内存：前向传播只保留检查点，反向传播要用激活值时，从检查点重算。",
         "Paying for memory with compute: the forward pass keeps only checkpoints, and the "
         "backward pass recomputes from them the activations that it needs."),
          also=("也叫激活检查点、激活重计算。",
@@ -92,7 +92,7 @@ CHECKPOINTING = (
                "rematerialization.")),
     Term("检查点", "checkpoint", r"检查点",
          r"(?<!gradient )(?<!selective )checkpoint(s|ed|ing)?", "00", (
-        "为了以后能重算一段而留下的值，通常是这一段的输入。存到磁盘上的权重文件也叫这个名字，"
+        "为了以后能重算一段而保留的值，通常是这一段的输入。存到磁盘上的权重文件也叫这个名字，"
         "那是另一回事。",
         "A value that is kept so that a segment can be recomputed, usually the segment's input. "
         "A file of weights on disk goes by the same name and is something else.")),
@@ -108,19 +108,19 @@ CHECKPOINTING = (
         "Recomputation ends with the last tensor that is needed; operators after it do not "
         "run again.")),
     Term("随机数状态", "random state", r"随机数状态", r"random state", "02", (
-        "随机数生成器此刻的状态。检查点存下 torch 默认生成器的状态，重算时 dropout 才会丢掉同样的"
+        "随机数生成器此刻的状态。检查点保存 torch 默认生成器的状态，重算时 dropout 才会丢掉同样的"
         "元素。",
         "Where a random number generator stands. A checkpoint stores it for torch's default "
         "generators, so that dropout drops the same elements when it is recomputed.")),
     Term("选择性检查点", "selective checkpointing",
          r"选择性检查点", r"selective checkpointing", "06", (
-        "一段之内挑着来：贵的算子结果留下，便宜的重算。",
+        "一段之内挑着来：贵的算子保留结果，便宜的重算。",
         "Choosing inside a segment: results of expensive operators are kept, those of cheap ones "
         "recomputed."),
          also=("也叫选择性重计算。",
                " Also called selective activation checkpointing (SAC).")),
     Term("策略", "policy", r"策略", r"polic(y|ies)", "06", (
-        "选择性检查点里的一个函数：对每个算子回答，结果存下还是重算。",
+        "选择性检查点里的一个函数：对每个算子回答，结果保留还是重算。",
         "In selective checkpointing, a function that answers for each operator whether its result "
         "is stored or recomputed.")),
     Term("最优边界", "frontier", r"边界", r"frontiers?", "06", (

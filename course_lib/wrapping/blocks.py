@@ -181,7 +181,7 @@ class Wrapped:
     @property
     def zh(self) -> str:
         """In Chinese."""
-        return f"{len(self.found)} 个块中有 {len(self.paths)} 个设了检查点：{'、'.join(self.paths)}"
+        return f"{len(self.found)} 个块中有 {len(self.paths)} 个加了检查点：{'、'.join(self.paths)}"
 
     @property
     def en(self) -> str:
@@ -229,7 +229,7 @@ def checkpoint_blocks(
     if uncallable := [path for path, block in found if cannot_be_called(block)]:
         raise ValueError(
             text(
-                zh=f"{uncallable[0]} 只是模块的容器，没有 forward，不能设检查点。"
+                zh=f"{uncallable[0]} 只是模块的容器，没有 forward，不能加检查点。"
                 f"要的是里面的块：{uncallable[0]}.*",
                 en=f"{uncallable[0]} only holds modules and has no forward: it cannot be "
                 f"checkpointed. Name the blocks inside it: {uncallable[0]}.*",
@@ -238,7 +238,7 @@ def checkpoint_blocks(
     if scripted := [path for path, block in found if isinstance(block, torch.jit.ScriptModule)]:
         raise ValueError(
             text(
-                zh=f"{scripted[0]} 已经由 torch.jit 编译，不能再设检查点。请先设检查点，再编译。",
+                zh=f"{scripted[0]} 已经由 torch.jit 编译，不能再加检查点。请先加检查点，再编译。",
                 en=f"{scripted[0]} is compiled by torch.jit and cannot be checkpointed. Compile "
                 "it afterwards.",
             )

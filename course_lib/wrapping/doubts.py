@@ -46,13 +46,13 @@ def expected(
         if (path, block) not in free and not _checkpoints_itself(block)
     ]:
         yield (
-            f"{taken[0]} 已经由别的包装设了检查点，不再套一层（共 {len(taken)} 处）。",
+            f"{taken[0]} 已经由别的包装加了检查点，不再套一层（共 {len(taken)} 处）。",
             f"{taken[0]} is checkpointed by another wrapper already, so it gets no second one "
             f"({len(taken)} in all).",
         )
     if reentrant := _reentrant(model):
         yield (
-            f"{reentrant} 用的是可重入的旧实现（use_reentrant=True）：输入不需要梯度时，"
+            f"{reentrant} 用的是重入实现（use_reentrant=True），输入不需要梯度时，"
             "块的参数会没有梯度。",
             f"{reentrant} uses the reentrant implementation: where its input needs no gradient, "
             "its parameters get none.",
@@ -81,8 +81,8 @@ def expected(
     if len(free) == 1 and total and _size(free[0][1]) > total / 2 and _holds_blocks(free[0][1]):
         yield (
             f"{free[0][0]} 占了全部参数的 {_size(free[0][1]) / total:.0%}，却只有一个检查点："
-            "反向传播时里面的一切会一起重算出来，除非后面还有大东西，否则峰值几乎不降。"
-            "请给里面的块分别设检查点。",
+            "反向传播时里面的一切会一起重算出来，除非后面还有很占内存的部分，否则峰值几乎不降。"
+            "请给里面的块分别加检查点。",
             f"{free[0][0]} holds {_size(free[0][1]) / total:.0%} of all parameters in one "
             "checkpoint: the backward pass would recompute all of it at once, and unless "
             "something large comes after it, the peak would hardly fall. Checkpoint the blocks "
@@ -279,7 +279,7 @@ def of_state(path: str, kind: type, part: str, found: Tried, said: set[tuple]) -
             said.add((kind, ""))
             yield (
                 f"错误的梯度：{path} 从同样的状态、用同样的随机数再运行一次，结果却不同（试过），"
-                "所以重算出来的不是原来的值。给这个块设检查点，梯度就是错的。",
+                "所以重算出来的不是原来的值。给这个块加检查点，梯度就是错的。",
                 f"WRONG gradients: {path} gives something else when it runs again from the same "
                 "state with the same random numbers (tried), so what is recomputed is not what "
                 "was. With a checkpoint around it, gradients are wrong.",
@@ -289,7 +289,7 @@ def of_state(path: str, kind: type, part: str, found: Tried, said: set[tuple]) -
     if found.wrong:
         yield (
             f"错误的梯度：前向传播会改变 {listed}，而梯度取决于它：重算读到的是变过的值，"
-            "梯度就是错的（试过）。不要给这个块设检查点，或者把更新移到 forward 之外。",
+            "梯度就是错的（试过）。不要给这个块加检查点，或者把更新移到 forward 之外。",
             f"WRONG gradients: the forward pass changes {listed}, and gradients depend on it: the "
             "recomputation reads what has changed, so gradients are wrong (tried). Leave this "
             "block without a checkpoint, or move the update out of forward.",

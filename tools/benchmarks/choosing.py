@@ -95,7 +95,7 @@ def _section() -> Iterator[str]:
     high, low = counted(Plan(0)), counted(every_block(CASE))
     base = operations(Plan(0))
     yield named(
-        f"一步：{CASE.zh}，带 Adam。不设检查点峰值 {high:,} 字节，每块一个 {low:,}；预算取在两者"
+        f"一步：{CASE.zh}，带 Adam。不用检查点峰值 {high:,} 字节，每块一个 {low:,}；预算取在两者"
         "之间。方案真的装上再由 profiler 独立计数：误差是工具所说的减去实际的，字节；“规划”是得到"
         "方案的处理器时间，秒，torch 用一个线程，一次。编译的后端是 aot_eager_decomp_partition，"
         "不生成代码。",

@@ -22,7 +22,7 @@ def section() -> Iterator[str]:
     answers = {
         (subject, tool.name): ask(tool, subject) for subject in SUBJECTS for tool in TOOLS
     }  # fmt: skip
-    heads = [named("训练步骤", "step"), *(tool.name for tool in TOOLS)]
+    heads = [named("训练步", "step"), *(tool.name for tool in TOOLS)]
 
     yield named(
         "峰值误差，字节：工具所说的减去分配器实际给出的（由 profiler 独立计数）。模拟张量那一行的"

@@ -156,7 +156,7 @@ def _section() -> Iterator[str]:
         between="\n\n",
     )
     heads = [
-        named("训练步骤", "step"), named("预算", "budget"), named("工具", "tool"),
+        named("训练步", "step"), named("预算", "budget"), named("工具", "tool"),
         named("检查点", "checkpoints"), named("工具说的峰值", "peak, as the tool has it"),
         named("误差", "error"), named("放得下", "fits"), named("多做的运算", "more operations"),
     ]  # fmt: skip

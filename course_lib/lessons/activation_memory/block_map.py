@@ -234,7 +234,7 @@ def _said(data: BlockKept) -> tuple[str, str]:
     size, units = size_text(data.total), f"{data.in_sbh:.1f}"
     if data.way.checkpoint:
         return (
-            f"检查点只留输入：{size}，是 s·b·h 的 {units} 倍",
+            f"检查点只保留输入：{size}，是 s·b·h 的 {units} 倍",
             f"A checkpoint keeps only the input: {size}, {units} × s·b·h bytes",
         )
     return (

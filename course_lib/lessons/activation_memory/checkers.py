@@ -84,7 +84,7 @@ def _wrong_kept_bytes(said: Any, expected: int, sizes: tuple, block: nn.Module) 
         expected / 2**20: ("这是 MiB；要的是字节。", "This is in MiB; bytes are asked for."),
         expected / 2**10: ("这是 KiB；要的是字节。", "This is in KiB; bytes are asked for."),
         expected + weights: (
-            "参数不算：它们本来就在，不是为反向传播多存的。",
+            "参数不算：它们本来就在，不是为反向传播保存的。",
             "Parameters do not count: they exist anyway.",
         ),
         expected / 4: (
@@ -107,16 +107,16 @@ def _wrong_kept_bytes(said: Any, expected: int, sizes: tuple, block: nn.Module) 
             "The input x is missing: the first Linears need it for the gradients of their weights.",
         ),
         expected + parameters: (
-            "参数不算：它们本来就在，不是为反向传播多存的。",
+            "参数不算：它们本来就在，不是为反向传播保存的。",
             "Parameters do not count: they exist anyway.",
         ),
         expected - values * hidden: (
-            "少了一个宽为 hidden 的张量：乘法要保存两个因子，SiLU 还要保存自己的输入。",
+            "少了一个 hidden 维的张量：乘法要保存两个因子，SiLU 还要保存自己的输入。",
             "One tensor of width hidden is missing: the product keeps "
             "both factors, and SiLU keeps its own input.",
         ),
         expected + values * hidden: (
-            "多了一个宽为 hidden 的张量：有个值两个算子共用，只存一份。",
+            "多了一个 hidden 维的张量：有个值两个算子共用，只存一份。",
             "One tensor of width hidden too many: one value serves two operators and is kept once.",
         ),
     }

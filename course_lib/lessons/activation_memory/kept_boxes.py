@@ -51,7 +51,7 @@ _MASK = (
     "what was dropped gets no gradient, so it has to remember what that was",
 )
 _FUSED = (
-    "反向传播时从 Q、K、V 分块重算 s × s 的矩阵，所以矩阵本身不用留",
+    "反向传播时从 Q、K、V 分块重算 s × s 的矩阵，所以矩阵本身不用保存",
     "the backward pass recomputes the s × s matrix from Q, K and V, tile by tile",
 )
 _STATS = ("LayerNorm", "LayerNorm")

@@ -61,7 +61,7 @@ def check_policy(answer: Any) -> Words:
     _check_gradients(policy, Spelled, (2, 16, 128))
     best = score.best(ROOM, "kept")
     return (
-        f"梯度逐位相同；前向结束时存着 {size_text(kept)}（预算 {size_text(ROOM)}），"
+        f"梯度逐位相同；前向结束时保留着 {size_text(kept)}（预算 {size_text(ROOM)}），"
         f"FLOPs {more:+.1%}；这个预算的最优是 {best.flops / score.plain.flops - 1:+.1%}。",
         f"The gradients are the same bit for bit; {size_text(kept)} kept after forward (of "
         f"{size_text(ROOM)}), FLOPs {more:+.1%}, where the best within this budget is "
@@ -74,7 +74,7 @@ def _kept(trace: MemoryTrace) -> int:
 
 
 def _too_much(policy: _Policy, score: Score, kept: int, more: float) -> Words:
-    zh = f"前向结束时存着 {size_text(kept)}，超出预算 {size_text(kept - ROOM)}。"
+    zh = f"前向结束时保留着 {size_text(kept)}，超出预算 {size_text(kept - ROOM)}。"
     en = f"{size_text(kept)} kept after forward, {size_text(kept - ROOM)} over the budget."
     stored = policy.stored(score)
     spare = [choice for choice in stored if not choice.flops or not choice.again]
@@ -83,18 +83,18 @@ def _too_much(policy: _Policy, score: Score, kept: int, more: float) -> Words:
         size = size_text(worst.size)
         if not worst.again:
             return (
-                f"{zh}存下的 {worst.label}（每块 {size}）本来就不会重算：提前停止在它之前。",
+                f"{zh}保留的 {worst.label}（每块 {size}）本来就不会重算：提前停止在它之前。",
                 f"{en} {worst.label}, of which you store {size} per block, would never run again: "
                 "recomputation stops before it.",
             )
         return (
-            f"{zh}存下的 {worst.label}（每块 {size}）不做矩阵乘法，再算一遍不花 FLOPs。",
+            f"{zh}保留的 {worst.label}（每块 {size}）不做矩阵乘法，再算一遍不花 FLOPs。",
             f"{en} {worst.label}, of which you store {size} per block, multiplies no matrices: "
             "making it again takes no FLOPs.",
         )
     worst = min(stored, key=lambda choice: choice.flops_per_byte)
     return (
-        f"{zh}你存下的里，每字节最不划算的是 {worst.label}：每块 {size_text(worst.size)}，"
+        f"{zh}你保留的里，每字节最不划算的是 {worst.label}：每块 {size_text(worst.size)}，"
         f"每字节只省 {worst.flops_per_byte:.0f} FLOPs。",
         f"{en} Of what you store, {worst.label} is worth least: {size_text(worst.size)} per block "
         f"for {worst.flops_per_byte:.0f} FLOPs per byte.",
@@ -109,7 +109,7 @@ def _too_slow(policy: _Policy, score: Score, kept: int, more: float) -> Words:
     en = f"It fits ({size_text(kept)}), but FLOPs are {more:+.1%}, and {AT_MOST:+.0%} is the most."
     if policy.offloads:
         return (
-            f"{zh}CPU_OFFLOAD 在即时执行时不搬运，只是不声不响地重算。",
+            f"{zh}CPU_OFFLOAD 在即时执行时不搬运，只是静默地重算。",
             f"{en} In eager mode CPU_OFFLOAD moves nothing: it silently recomputes.",
         )
     return (
@@ -129,7 +129,7 @@ def _check_gradients(policy: _Policy, kind: Callable[[], nn.Module], shape: tupl
         raise found.error
     if not found:
         raise Wrong(
-            f"{found.zh}是不是存下了一个抽随机数的结果，却重算它后面的另一个？重算时就少抽了一次。",
+            f"{found.zh}是不是保留了一个抽随机数的结果，却重算它后面的另一个？重算时就少抽了一次。",
             f"{found.en} Is a result stored that draws random numbers, and a later one made again? "
             "Then the recomputation draws once less.",
         )
@@ -218,7 +218,7 @@ def check_repaired(answer: Any) -> Words:
     kept, room = _kept(mine), _kept(theirs)
     if kept > room:
         raise Wrong(
-            f"梯度对了，但前向结束时存着 {size_text(kept)}，比原来的策略多 "
+            f"梯度对了，但前向结束时保留着 {size_text(kept)}，比原来的策略多 "
             f"{size_text(kept - room)}：有没有不存更多也对的办法？",
             f"The gradients are right, but {size_text(kept)} are kept after forward, "
             f"{size_text(kept - room)} more than before: is there a way that stores no more?",
@@ -231,7 +231,7 @@ def check_repaired(answer: Any) -> Words:
             "they were: products of matrices are still worth storing.",
         )
     return (
-        f"梯度逐位相同，FLOPs 没有变多，存着的少了 {size_text(room - kept)}。",
+        f"梯度逐位相同，FLOPs 没有变多，保留着的少了 {size_text(room - kept)}。",
         "The gradients are the same bit for bit, at no more FLOPs and with "
         f"{size_text(room - kept)} less kept.",
     )
@@ -354,7 +354,7 @@ def _over(posed: Puzzle, stored: list[int], size: int) -> Words:
             "first.",
         )
     return (
-        f"{zh}什么都不存时是 {size_text(_least(posed))}，余下的要分给最值得的。",
+        f"{zh}什么都不保留时是 {size_text(_least(posed))}，余下的要分给最值得的。",
         f"{en} With nothing stored it is {size_text(_least(posed))}; what is left has to go to "
         "what is worth it.",
     )
@@ -382,7 +382,7 @@ def _dearer(
     if useless:
         names = ", ".join(str(n) for n in sorted(useless))
         return (
-            f"{zh}{names} 号存着，却一点 FLOPs 也没有省下。",
+            f"{zh}{names} 号保留着，却一点 FLOPs 也没有省下。",
             f"{en} Storing {names} spares no FLOPs at all.",
         )
     roomy = [
@@ -397,7 +397,7 @@ def _dearer(
             f"{more.label}.",
         )
     return (
-        f"{zh}单独再加一个都放不下了：把存着的换一换，剩下的 {size_text(left)} 就用得上。",
+        f"{zh}单独再加一个都放不下了：把保留着的换一换，剩下的 {size_text(left)} 就用得上。",
         f"{en} Nothing more fits beside these: exchange some of what you store, and the "
         f"{size_text(left)} that are left will be of use.",
     )

@@ -245,7 +245,7 @@ def _no_gradient(name: str, case: _Case) -> Words:
     zh, en = _where(case)
     if case.frozen:
         return (
-            f"{zh}：{name} 没有梯度。可重入的检查点只看张量输入要不要梯度：底座冻结时，"
+            f"{zh}：{name} 没有梯度。重入的检查点只看张量输入要不要梯度：底座冻结时，"
             "输出层就学不到东西。用 use_reentrant=False。",
             f"{en}: {name} has no gradient. A reentrant checkpoint only asks whether its tensor "
             "inputs need one: on a frozen base the head learns nothing. Use use_reentrant=False.",
@@ -298,13 +298,13 @@ def _why_so_high(zh: str, en: str, mine: MemoryTrace, logits: int, made: int, ch
     if mine.kept_for_backward() > 0.9 * logits:
         if made <= 1:
             return (
-                f"{zh}全部 logits（{size_text(logits)}）一次就算了出来，还一直存着：先切 hidden，"
+                f"{zh}全部 logits（{size_text(logits)}）一次就算了出来，还一直保留着：先切 hidden，"
                 "输出层放进每块的检查点里。",
                 f"{en} All logits ({size_text(logits)}) are computed at once, and kept: cut hidden "
                 "first, and put the head inside each chunk's checkpoint.",
             )
         return (
-            f"{zh}前向结束时，各块的 logits 都还存着（{size_text(mine.kept_for_backward())}）："
+            f"{zh}前向结束时，各块的 logits 都还保留着（{size_text(mine.kept_for_backward())}）："
             "检查点要把输出层和损失都包进去，每块一个。",
             f"{en} After the forward pass the logits of all chunks are still kept "
             f"({size_text(mine.kept_for_backward())}): each chunk needs a checkpoint around both "

@@ -196,7 +196,7 @@ def _title(data: Data) -> tuple[str, str]:
             "At this bandwidth moving is faster at every width",
         )
     return (
-        f"宽 {faster[0].width:,} 起，搬走比重计算快",
+        f"宽度 {faster[0].width:,} 起，搬走比重计算快",
         f"From width {faster[0].width:,} on, moving is faster than recomputing",
     )
 
@@ -207,7 +207,7 @@ def _say(data: Data) -> tuple[str, str]:
     even = middle.break_even(speed * 1e12) / 1e9
     times = _time_text(middle.moving(bandwidth * 1e9)), _time_text(middle.recomputing(speed * 1e12))
     return (
-        f"{bandwidth} GB/s，{speed} TFLOP/s：宽 {middle.width:,} 的一块保存 "
+        f"{bandwidth} GB/s，{speed} TFLOP/s：宽度 {middle.width:,} 的一块保存 "
         f"{size_text(middle.kept)}，搬走再搬回来要 {times[0]}，重计算要 {times[1]}；"
         f"两者相等的带宽是 {even:,.0f} GB/s。",
         f"{bandwidth} GB/s, {speed} TFLOP/s: a block of width {middle.width:,} keeps "

@@ -66,8 +66,8 @@ def stairs(panel: Panel, score: Score, of: Of) -> None:
 def landmarks(panel: Panel, score: Score, of: Of) -> None:
     """No checkpoint, and every result stored."""
     for one, mark, side, name in (
-        (score.plain, "D", "left", text(zh="不设检查点", en="no checkpoint", between="\n")),
-        (score.everything, "s", "right", text(zh="全部存下", en="all stored", between="\n")),
+        (score.plain, "D", "left", text(zh="不用检查点", en="no checkpoint", between="\n")),
+        (score.everything, "s", "right", text(zh="全部保留", en="all stored", between="\n")),
     ):
         place = size_of(one, of), added(score, one.flops)
         look: dict[str, Any] = {"ha": side, "va": "bottom", "fontsize": 8, "color": FAINT}

@@ -21,7 +21,7 @@ from .plane import BEST, MINE, added, landmarks, ruled, size_of, span, stairs
 STORED, AGAIN = COLOURS[Role.ACTIVATION], COLOURS[Role.RECOMPUTED]
 DRAWN = (8.2, 5.2)  # inches, of the picture
 BUDGETS: dict[Of, tuple[str, str]] = {
-    "kept": ("前向结束时存着", "kept after forward"),
+    "kept": ("前向结束时保留着", "kept after forward"),
     "peak": ("峰值", "peak"),
 }
 
@@ -82,7 +82,7 @@ class Storing(BarButtons):
             button.description = str(choice.number)
             button.style.button_color = STORED if stored else AGAIN
             button.style.text_color = INK
-            state = text(zh="存下", en="stored") if stored else text(zh="重算", en="made again")
+            state = text(zh="保留", en="stored") if stored else text(zh="重算", en="made again")
             button.tooltip = f"{choice.number} {choice.label}, {size_text(choice.size)}: {state}"
 
     def _frame(self) -> Stored:
@@ -116,8 +116,8 @@ def choices_explorer(score: Score, budget: int | None = None, of: Of = "peak") -
     dear = frozenset(c.number for c in score.choices if c.flops)
     needed = frozenset(c.number for c in score.choices if c.saved)
     usual = {
-        ("什么都不存", "store nothing"): frozenset[int](),
-        ("全部存下", "store everything"): numbers,
+        ("什么都不保留", "store nothing"): frozenset[int](),
+        ("全部保留", "store everything"): numbers,
         ("只存反向要用的", "what backward needs"): needed,
         ("存矩阵乘法和注意力", "products of matrices"): dear,
         ("只存不做矩阵乘法的", "all but products"): numbers - dear,
@@ -136,7 +136,7 @@ def choices_explorer(score: Score, budget: int | None = None, of: Of = "peak") -
         choices[f"最优边界 {at}", f"frontier, point {at}"] = one
     names = tuple(choices)
     control = Control(
-        "choice", "存下什么", "what is stored", names, names[0],
+        "choice", "保留什么", "what is stored", names, names[0],
         lambda name: text(zh=name[0], en=name[1]),
     )  # fmt: skip
     return Explorer(
@@ -185,7 +185,7 @@ def draw_stored(figure: Figure, data: Stored) -> None:
     legend_below(
         figure,
         [
-            (text(zh="存下", en="stored", between=" "), STORED),
+            (text(zh="保留", en="stored", between=" "), STORED),
             (text(zh="重算", en="made again", between=" "), AGAIN),
             (text(zh="你的选择", en="your choice", between=" "), MINE),
             (text(zh="最优边界", en="the frontier", between=" "), BEST),
@@ -263,8 +263,8 @@ def say_stored(data: Stored) -> tuple[str, str]:
     one = data.prediction
     numbers = ", ".join(map(str, sorted(one.stored or ())))
     kept, peak, mine = size_text(one.kept), size_text(one.peak), f"{data.added:+.1%}"
-    stored = f"存下 {numbers}" if numbers else "什么都不存"
-    zh = f"{stored}：前向结束时存着 {kept}，峰值 {peak}，FLOPs {mine}"
+    stored = f"保留 {numbers}" if numbers else "什么都不保留"
+    zh = f"{stored}：前向结束时保留着 {kept}，峰值 {peak}，FLOPs {mine}"
     stored = f"stored: {numbers}" if numbers else "nothing stored"
     en = f"{stored}. Kept after forward {kept}, peak {peak}, FLOPs {mine}"
     if data.budget is not None:

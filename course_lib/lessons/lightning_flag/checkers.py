@@ -229,7 +229,7 @@ def check_flag(answer: type[Regressor]) -> Words | Verdict:
             _check_files(answer, folder)
     return (
         f"关着时与原来一样；开着时每层重算一次，损失和权重逐位相同，峰值从 {peaks[0]:,} 降到 "
-        f"{peaks[1]:,} 字节。再次 fit 不会重复包装，存下的文件两种设置都能读。",
+        f"{peaks[1]:,} 字节。再次 fit 不会重复包装，保存的文件两种设置都能读。",
         "Without the flag nothing changes; with it each layer is recomputed once, losses and "
         f"weights are bitwise equal, and the peak falls from {peaks[0]:,} to {peaks[1]:,} bytes. "
         "Another fit wraps nothing twice, and saved files load either way.",
@@ -315,7 +315,7 @@ def _check_training(answer: type[Regressor]) -> tuple[int, int]:
     peaks = _peak(off), _peak(on)
     if peaks[1] >= 0.8 * peaks[0]:
         raise Wrong(
-            f"开着时峰值是 {peaks[1]:,} 字节，关着时 {peaks[0]:,}：几乎没有省。每层各设一个检查点，"
+            f"开着时峰值是 {peaks[1]:,} 字节，关着时 {peaks[0]:,}：几乎没有省。每层各加一个检查点，"
             "不要把所有层放进同一个。",
             f"With the flag the peak is {peaks[1]:,} bytes, without {peaks[0]:,}: barely lower. "
             "Give each layer a checkpoint of its own, not one for all of them.",
@@ -341,7 +341,7 @@ def _check_fit(flag: bool, model: Regressor, fit: int, wanted: int, losses: list
     if heads := [calls[id(head)] / STEPS for head in others if calls[id(head)] > STEPS]:
         raise Wrong(
             f"gradient_checkpointing={flag}：每层重算一次，可是最后的 head 每步也运行了 "
-            f"{heads[0]:g} 次：只给每个 Layer 设检查点。",
+            f"{heads[0]:g} 次：只给每个 Layer 加检查点。",
             f"gradient_checkpointing={flag}: each layer is recomputed once, but the head at the "
             f"end runs {heads[0]:g} times per step too: checkpoint each Layer, and nothing else.",
         )
@@ -370,7 +370,7 @@ def _why(flag: bool, most: float, model: nn.Module) -> Words:
         return "有的层重算了不止一次。", "Some layers are recomputed more than once."
     if most < 2:
         return "没有一层重算：开关没有接上。", "No layer is recomputed: the flag is not connected."
-    return "有的层没有设检查点。", "Some layers are not checkpointed."
+    return "有的层没有加检查点。", "Some layers are not checkpointed."
 
 
 def _check_files(answer: type[Regressor], folder: str) -> None:
@@ -389,7 +389,7 @@ def _check_files(answer: type[Regressor], folder: str) -> None:
         other = answer.load_from_checkpoint(file, gradient_checkpointing=not flag)
         if digest(other) != digest(model):
             raise Wrong(
-                f"用 gradient_checkpointing={flag} 存下的文件，换另一种设置读进来权重就不同了。",
+                f"用 gradient_checkpointing={flag} 保存的文件，换另一种设置读进来权重就不同了。",
                 f"A file saved with gradient_checkpointing={flag} gives different weights when "
                 "loaded with the other setting.",
             )

@@ -229,7 +229,7 @@ def every_explorer(runs: Mapping[int, Run], depth: int) -> Explorer:
         return EveryKth(every, depth // every, runs[every], plain, highest)
 
     values = tuple(sorted(every for every in runs if every))
-    zh, en = "每 k 块设一个检查点，k", "checkpoint every k-th block, k"
+    zh, en = "每 k 块加一个检查点，k", "checkpoint every k-th block, k"
     control = Control("every", zh, en, values, values[0])
     return Explorer([control], frame, _draw_every, _caption_every)
 

@@ -120,7 +120,7 @@ def check_by_hand(answer: Callable[[nn.Module, nn.Module, Tensor], Any]) -> Word
     setting = _ByHand(LEAF, 0)
     if growth := bytes_grown(lambda: setting.run(answer), *setting.parts.values()):
         raise Wrong(
-            f"梯度都对，但每一步都多出 {growth:,} 字节收不回来：有谁把上一步的张量留着？",
+            f"梯度都对，但每一步都多出 {growth:,} 字节收不回来：有谁还拿着上一步的张量？",
             f"The gradients are right, but each step leaves {growth:,} bytes more that are never "
             "freed: who holds on to tensors of the step before?",
         )

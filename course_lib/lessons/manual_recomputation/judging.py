@@ -166,7 +166,7 @@ def check_calls(where: Words, calls: tuple[int, int], expected: int = 2) -> None
         raise wrong_at(
             where,
             (
-                "函数总共只运行了 1 次，应为 2 次：没有重算，里面的值就都留着。",
+                "函数总共只运行了 1 次，应为 2 次：没有重算，里面的值就一直占着内存。",
                 "the function ran only once in all, expected 2: if nothing is recomputed, "
                 "everything inside was kept.",
             ),

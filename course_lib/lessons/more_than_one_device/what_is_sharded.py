@@ -75,7 +75,7 @@ def _named(sharded: Sharded) -> str:
     return in_language(SHARDED[sharded], between=" · ")
 
 
-_SIDES = {False: ("不设检查点", "no checkpoints"), True: ("每块一个", "every block")}
+_SIDES = {False: ("不用检查点", "no checkpoints"), True: ("每块一个", "every block")}
 
 
 def _draw(figure: Figure, data: tuple[Ranks, int, Sharded]) -> None:

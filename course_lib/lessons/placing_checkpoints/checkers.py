@@ -171,13 +171,14 @@ def _hint_for_flops(found: Prediction, posed: Puzzle) -> Words:
     """Where to look, without saying which layers."""
     if not posed.alike:
         return (
-            "哪些层重算起来贵，存下来却不占多少？",
+            "哪些层重算起来贵，保留下来却不占多少？",
             "Which layers are costly to recompute and cheap to keep?",
         )
     layers, least = found.recomputed_layers, posed.optimum.recomputed_layers
     return (
-        f"每层一样贵，所以只看算了多少层：你重算 {layers} 层次，那个方案 {least} 层次。"
-        f"离预算还有 {size_text(posed.budget - found.peak)}：哪些层存着也不碍事？",
+        f"每层一样贵，所以只看一共重算了多少层，重算几遍就算几层：你 {layers} 层，"
+        f"那个方案 {least} 层。"
+        f"离预算还有 {size_text(posed.budget - found.peak)}：哪些层保留着也不碍事？",
         f"All layers cost the same, so it is their number that counts: yours runs {layers} again, "
         f"that plan {least}. There are {size_text(posed.budget - found.peak)} left of the budget: "
         "which layers could just as well be kept?",
@@ -262,7 +263,7 @@ def _check_layers(layers: list[int], n: int) -> None:
     if missing := sorted(set(range(n)) - set(layers)):
         shown = _listed(missing)
         raise Wrong(
-            f"方案漏了第 {shown} 层：{n} 层都要写出来，存下的也写。",
+            f"方案漏了第 {shown} 层：{n} 层都要写出来，保留的也写。",
             f"The plan leaves out layer{'s' * (len(missing) > 1)} {shown}: all {n} have "
             "to be there, the kept ones too.",
         )
@@ -304,7 +305,7 @@ def _too_large(plan: Plan, found: Prediction, posed: Puzzle) -> Wrong:
     hint = _hint_for_peak(plan, found, posed)
     return Wrong(
         f"峰值 {size_text(found.peak)}，超出预算 {over}。峰值出现在{where[0]}，"
-        f"那时存着 {kept}，重算出来的有 {again}。{hint[0]}",
+        f"那时保留着 {kept}，重算出来的有 {again}。{hint[0]}",
         f"The peak is {size_text(found.peak)}, {over} over the budget. It falls in {where[1]}, "
         f"with {kept} kept and {again} recomputed. {hint[1]}",
     )
@@ -327,20 +328,20 @@ def _hint_for_peak(plan: Plan, found: Prediction, posed: Puzzle) -> Words:
         )
     elif nested:
         hint = (
-            "大头是存着的：那一刻存着哪些段的输入、哪些层的激活值？",
+            "大头是保留着的：那一刻保留着哪些段的输入、哪些层的激活值？",
             "Most of it is kept: which segments' inputs and which layers' activations are held "
             "at that moment?",
         )
     else:
         hint = (
-            "大头是存着的：哪些层存得多，重算起来却不贵？",
+            "大头是保留着的：哪些层占得多，重算起来却不贵？",
             "Most of it is kept: which layers keep much and are not costly to recompute?",
         )
     if not any(len(segment) == 1 for segment in plan.segments):
         one, bare = "(0,)", "(0)"
         hint = (
             f"{hint[0]}（只有一层的段要写成 {one}：没有逗号，{bare} 在 Python 里就是 0，"
-            "也就是存下。）",
+            "也就是保留。）",
             f"{hint[1]} (A segment of one layer is written {one}: without the comma, {bare} is "
             "just 0 to Python, a layer that is kept.)",
         )

@@ -13,7 +13,7 @@ def layers_table(chain: Chain) -> Table:
         [
             ("序号", "number"),
             ("层", "layer"),
-            ("存下时保存", "memory if kept"),
+            ("保留时占用", "memory if kept"),
             ("输出", "output"),
             ("参数梯度", "gradients"),
             ("前向 FLOPs", "forward FLOPs"),

@@ -86,7 +86,7 @@ class Placement(BarButtons):
     def _name_buttons(self) -> None:
         colours = {"keep": KEPT, "begin": AGAIN, "join": AGAIN}
         names = {
-            "keep": text(zh="存下", en="kept"),
+            "keep": text(zh="保留", en="kept"),
             "begin": text(zh="重算，从这里开始一段", en="recomputed, a segment begins here"),
             "join": text(zh="重算，与前一层同属一段", en="recomputed with the layer before"),
         }

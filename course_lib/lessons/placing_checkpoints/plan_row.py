@@ -22,7 +22,7 @@ def worth_comparing(chain: Chain, budget: int) -> dict[Names, Plan]:
         "largest": Plan(tuple((i,) if i == largest else i for i in everything)),
     }
     plans: dict[Names, Plan] = {
-        ("全部存下", "keep everything"): keep_all(chain),
+        ("全部保留", "keep everything"): keep_all(chain),
         ("一个检查点包住全部", "one checkpoint around all"): Plan((everything,)),
         ("只包最后一层", "the last layer only"): one["last"],
         ("只包最大的一层", "the largest layer only"): one["largest"],

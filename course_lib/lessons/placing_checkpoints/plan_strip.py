@@ -60,7 +60,7 @@ def strip_legend(
     """What the colours mean, in one line, or on a phone in as many as it takes."""
     entries = [
         *more,
-        (("存下", "kept"), KEPT),
+        (("保留", "kept"), KEPT),
         (("重算", "recomputed"), AGAIN),
         (blue, CHECKPOINT),
     ]

@@ -139,7 +139,7 @@ def say_turn(data: PlayedTurn) -> tuple[str, str]:
     whole = size_text(turn.memory)
     zh, en = _title(data)
     return (
-        f"{zh}。此刻内存 {whole}：前向传播存下的 {kept}，重算出来的 {again}，其余是链的输入、"
+        f"{zh}。此刻内存 {whole}：前向传播保留的 {kept}，重算出来的 {again}，其余是链的输入、"
         "梯度和正在算的值",
         f"{en}. Memory now {whole}: {kept} kept since the forward pass, {again} recomputed; the "
         "rest is the chain's input, gradients and what is being computed",

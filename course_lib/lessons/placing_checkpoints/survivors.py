@@ -102,7 +102,7 @@ def _draw(figure: Figure, data: Shown) -> None:
         text(zh="要重算的 FLOPs（G）", en="FLOPs to be run again (G)", between=" "),
     )
     numbers, labels, unit = byte_ruler(widest)
-    panel.x_ruler(numbers, labels, text(zh=f"存下的（{unit}）", en=f"kept ({unit})", between=" "))
+    panel.x_ruler(numbers, labels, text(zh=f"保留的（{unit}）", en=f"kept ({unit})", between=" "))
     for way in stage.beaten:
         panel.line(
             [way.kept], [way.again], COMPARED[0], 5, marker="x", markersize=8, linestyle="none"

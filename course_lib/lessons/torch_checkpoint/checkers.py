@@ -363,7 +363,7 @@ def _hint_for_budget(order: list[int], more: float) -> Words:
         )
     if missing := len(thick - again):
         return (
-            f"还有 {missing} 个重算起来几乎不要 FLOPs 的块，什么都存着。",
+            f"还有 {missing} 个重算起来几乎不要 FLOPs 的块，什么都保存着。",
             f"{missing} of the blocks that take next to no FLOPs to run again still keep "
             "everything.",
         )

@@ -145,7 +145,7 @@ DISTRIBUTED: tuple[DistributedExhibit, ...] = (
         row=17,
         name="ddp-unused",
         title=(
-            "DDP 的 find_unused_parameters 与旧实现",
+            "DDP 的 find_unused_parameters 与重入实现",
             "DDP's find_unused_parameters with the old one",
         ),
         loudness="error",
@@ -173,9 +173,9 @@ step = lambda: model(x.requires_grad_()).sum().backward()
 """,
         quoted="Expected to mark a variable ready only once",
         why=(
-            "DDP 在计算图里找没用到的参数。旧实现的图里没有块里的参数，DDP 当它们没用到，"
+            "DDP 在计算图里找没用到的参数。重入实现的图里没有块里的参数，DDP 当它们没用到，"
             "先标记为就绪（ready）；反向时梯度真的来了，又标记一次。",
-            "DDP searches the graph for unused parameters. The old implementation's graph does not "
+            "DDP searches the graph for unused parameters. The reentrant one's graph does not "
             "show the block's, so DDP marks them ready as unused; then their gradients do arrive, "
             "and they are marked again.",
         ),
@@ -188,7 +188,7 @@ step = lambda: model(x.requires_grad_()).sum().backward()
     DistributedExhibit(
         row=18,
         name="ddp-shared",
-        title=("DDP：同一层做了两次检查点", "DDP: one layer checkpointed twice"),
+        title=("DDP：同一层加了两次检查点", "DDP: one layer checkpointed twice"),
         loudness="silent",
         code="""\
 class Net(nn.Module):
@@ -215,17 +215,17 @@ model = DDP(Net())
 step = lambda: model(x.requires_grad_()).sum().backward()
 """,
         why=(
-            "DDP 在参数的梯度第一次到达时就取平均。旧实现里，每个检查点各做一次反向传播，"
+            "DDP 在参数的梯度第一次到达时就取平均。重入实现里，每个检查点各做一次反向传播，"
             "第二份梯度是在"
             "取平均之后才加上去的，两个进程从此各走各的。它前面要是还有要训练的层，"
             "第二份到达时 DDP 还在等别的梯度，就会报错。",
-            "DDP averages a gradient when it first arrives. In the old implementation each "
+            "DDP averages a gradient when it first arrives. In the reentrant one each "
             "checkpoint runs a backward pass of its own, so the second part is added after the "
             "averaging, and from then on the two processes drift apart. With a trainable layer "
             "before it, DDP is still waiting when the second part arrives, and raises.",
         ),
         remedy=(
-            "use_reentrant=False：一次反向传播，梯度到齐再平均。",
+            "use_reentrant=False，只有一次反向传播，梯度到齐再平均。",
             "use_reentrant=False: one backward pass, averaged once everything has arrived.",
         ),
         issues=("pytorch/pytorch#106985", "pytorch/pytorch#109191"),

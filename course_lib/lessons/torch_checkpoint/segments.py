@@ -166,7 +166,7 @@ def _segments_title(chosen: Segmented) -> tuple[str, str]:
         return f"{n} 层分成 {count} 段：报错", f"{n} layers in {count} segments: an error"
     twice = sum(calls > 1 for calls in chosen.calls)
     if not twice:
-        return f"{n} 层 1 段：没有一层做了检查点", f"{n} layers, 1 segment: nothing is checkpointed"
+        return f"{n} 层 1 段：没有一层加了检查点", f"{n} layers, 1 segment: nothing is checkpointed"
     return (
         f"{n} 层分成 {count} 段：{twice} 层算两遍，最后 {n - twice} 层没有检查点",
         f"{n} layers in {count} segments: {twice} run twice, the last {n - twice} only once",

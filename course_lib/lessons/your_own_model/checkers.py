@@ -85,7 +85,7 @@ def check_prepared(answer: Callable[[nn.Module], Any]) -> Words:
             )
         if not model.training:
             raise Wrong(
-                "返回的模型还在 eval()：dropout 关着，Transformers 自己的检查点在那里也一声不响地"
+                "返回的模型还在 eval()：dropout 关着，Transformers 自己的检查点在那里也静默地"
                 "不起作用。先调用 model.train()。",
                 "The model returned is still in eval(): dropout is off, and Transformers' own "
                 "checkpoints silently do nothing there. Call model.train() first.",
@@ -166,7 +166,7 @@ def _why_so_high(model: nn.Module, high: int, low: int, mine: int, again: int) -
             f"checkpoint per block it is {sizes[1]}.",
         )
     return (
-        f"所有的块都重算了，峰值却有 {sizes[0]}（不设检查点 {size_text(high)}，每块一个 "
+        f"所有的块都重算了，峰值却有 {sizes[0]}（不用检查点 {size_text(high)}，每块一个 "
         f"{sizes[1]}）：是不是整个模型包在了一个检查点里，或者只包了块的一部分？",
         f"All blocks run again, and yet the peak is {sizes[0]} (without checkpoints "
         f"{size_text(high)}, with one per block {sizes[1]}): is the whole model in one "
@@ -350,7 +350,7 @@ def _check_same(plain: nn.Module, used: nn.Module, step: Callable[[nn.Module], A
         except UnequalWork as error:
             zh, en = words_of(error)
             raise Wrong(
-                f"设了检查点的不再是同一个模型：{zh}", f"With checkpoints it is another model: {en}"
+                f"加了检查点的不再是同一个模型：{zh}", f"With checkpoints it is another model: {en}"
             ) from None
     if found:
         return

@@ -171,7 +171,7 @@ def _draw_cards(panel: Panel) -> None:
 
 
 _NAMES = {
-    "none": ("不设检查点", "no checkpoints"),
+    "none": ("不用检查点", "no checkpoints"),
     "all": ("每块一个", "every block"),
     "loss": ("损失分块", "loss in chunks"),
     "loss + all": ("两样都做", "both"),
@@ -182,7 +182,7 @@ def _title(sizes: Sizes, batch: int, sequence: int) -> tuple[str, str]:
     peaks = [peak for key in sizes.keys if (peak := sizes.peak(key, batch, sequence)) is not None]
     plain, least = peaks[0], min(peaks)
     return (
-        f"{batch} × {sequence:,}：不设检查点，{_on_card(plain)[0]}；"
+        f"{batch} × {sequence:,}：不用检查点，{_on_card(plain)[0]}；"
         f"最省的做法，{_on_card(least)[0]}",
         f"{batch} × {sequence:,}: without checkpoints it {_on_card(plain)[1]}, the leanest option "
         f"{_on_card(least)[1]}",
@@ -208,6 +208,6 @@ def _say(data: tuple[Sizes, int, int]) -> tuple[str, str]:
         zh.append(f"{name[0]} {size_text(peak)}（{card[0]}，FLOPs {more - 1:+.1%}）")
         en.append(f"{name[1]} {size_text(peak)} ({card[1]}, FLOPs {more - 1:+.1%})")
     return (
-        f"批 {batch}，长 {sequence:,}：" + "；".join(zh),
+        f"批大小 {batch}，序列长度 {sequence:,}：" + "；".join(zh),
         f"batch {batch}, sequences of {sequence:,}: " + "; ".join(en),
     )

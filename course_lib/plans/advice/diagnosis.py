@@ -309,7 +309,7 @@ _NEXT: dict[Cause, tuple[str, str]] = {
         "own ones silently do nothing. Call model.train() first.",
     ),
     "children wrapped": (
-        "检查点设在了块里面的部件上，而不是块上：每个部件的输入仍然都留着，省下的很少。"
+        "检查点加在了块里面的部件上，而不是块上：每个部件的输入仍然都保存着，省下的很少。"
         "请改成给块加检查点。",
         "Checkpoints are around parts inside of blocks where blocks were meant: every part's input "
         "is still kept, so little is saved. Checkpoint the blocks instead.",

@@ -33,7 +33,7 @@ def doubts_of(record: Record, others: list[str], drew: bool, cached: bool) -> li
     if others:
         named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         doubts.append((
-            f"{len(others)} 个模块已经有别人设的检查点（{named}）：给出的数字都包括它们在内。",
+            f"{len(others)} 个模块已经有别人加的检查点（{named}）：给出的数字都包括它们在内。",
             f"Checkpoints of somebody else's are on {len(others)} of the modules ({named}): all "
             "figures include them.",
         ))  # fmt: skip
@@ -47,7 +47,7 @@ def doubts_of(record: Record, others: list[str], drew: bool, cached: bool) -> li
         ))  # fmt: skip
     if cached:
         doubts.append((
-            "use_cache 开着：这一步留住了键和值的缓存。设检查点时会把它关掉，所以有检查点的做法实际"
+            "use_cache 开着：这一步留住了键和值的缓存。加检查点时会把它关掉，所以有检查点的做法实际"
             "占用的与这里说的不同。请先设 model.config.use_cache = False，再问一次。",
             "use_cache is on: the step keeps a cache of keys and values. Checkpoints switch it "
             "off, so options with checkpoints take other memory than is said here. Set "

@@ -155,7 +155,7 @@ class Planner:
 
     def add_none(self) -> None:
         """The step as it is."""
-        self.add("none", "不设检查点", "no checkpoints", ())
+        self.add("none", "不用检查点", "no checkpoints", ())
 
     def play(self) -> None:
         """All options that leave the loss as it is."""

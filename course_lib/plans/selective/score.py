@@ -153,7 +153,7 @@ class Score:
             stays, other = self.choices[first or 0].label, self.choices[missing[0]].label
             raise ValueError(
                 text(
-                    zh=f"存下 {stays} 而重算后面的 {other}，重算时就会抽到别的随机数："
+                    zh=f"保留 {stays} 而重算后面的 {other}，重算时就会抽到别的随机数："
                     "要么两个都存，要么前一个也重算。",
                     en=f"With {stays} stored and {other} after it computed again, the latter would "
                     "draw other random numbers: store both, or compute both again.",

@@ -32,8 +32,8 @@ def forward(x):
         "gradients are right; the statistics used for evaluation are not.",
     ),
     remedy=(
-        "让重计算不留痕迹：第二个上下文在它结束后把缓冲区还原。另一种治法是把 momentum 换成 "
-        "1 − √(1 − momentum)：两次小步等于一大步，只差舍入，但 num_batches_tracked 仍数两次。",
+        "让重计算不留痕迹，由第二个上下文在它结束后把缓冲区还原。另一种治法是把 momentum 换成 "
+        "1 − √(1 − momentum)，因为两次小步等于一大步，只差舍入，但 num_batches_tracked 仍数两次。",
         "Let the recomputation leave no trace: the second context restores the buffers when it "
         "ends. Or replace momentum by 1 − √(1 − momentum): two small moves then equal one, up "
         "to rounding, but num_batches_tracked still counts twice.",

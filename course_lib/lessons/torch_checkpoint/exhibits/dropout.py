@@ -21,7 +21,7 @@ def forward(x):
 """,
     seen="gradient 0.weight",
     why=(
-        "前向用一张掩码，反向用另一张：得到的是另一个函数的梯度。形状、类型都对，"
+        "前向用一张掩码，反向用另一张，得到的是另一个函数的梯度。形状、类型都对，"
         "没有任何检查会响。",
         "The forward pass has one mask, the backward pass another: the gradient belongs to "
         "another function. Shapes and types agree, so no check objects.",

@@ -34,7 +34,7 @@ def forward(x):
     seen="error",
     quoted="A different number of tensors was saved",
     why=(
-        "重计算存下的张量比前向少，数目对不上，这一种 checkpoint 查得出来。",
+        "重计算保存的张量比前向少，数目对不上，这一种 checkpoint 查得出来。",
         "The recomputation saves fewer tensors than the forward pass did. The count is wrong, "
         "and this is a kind of fault that checkpoint does notice.",
     ),

@@ -24,12 +24,12 @@ def forward(x):
     seen="gradient 0.weight",
     quoted="None of the inputs have requires_grad=True. Gradients will be None",
     why=(
-        "旧实现是一个 autograd.Function，只看得见直接传给它的张量。它们都不需要梯度，"
+        "重入实现是一个 autograd.Function，只看得见直接传给它的张量。它们都不需要梯度，"
         "输出也就不需要，"
-        "块里的参数永远等不到梯度。loss 照样下降：后面的层还在学。",
-        "The old implementation is an autograd.Function and sees only its tensor arguments. "
+        "块里的参数永远等不到梯度。loss 照样下降，因为后面的层还在学。",
+        "The reentrant one is an autograd.Function and sees only its tensor arguments. "
         "None requires a gradient, so neither does the output, and the block's parameters "
-        "never get one. The loss still falls: the later layers learn.",
+        "never get one. The loss still falls, because the later layers learn.",
     ),
     remedy=(
         "use_reentrant=False 记录真正的计算图。",

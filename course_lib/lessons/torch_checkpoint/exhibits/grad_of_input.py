@@ -24,9 +24,9 @@ def step():
     seen="error",
     quoted="incompatible with .grad() or passing an `inputs` parameter to .backward()",
     why=(
-        "旧实现在反向传播里再调用一次 backward()，那一次不知道外面只要哪几个梯度，于是拒绝。"
+        "重入实现在反向传播里再调用一次 backward()，那一次不知道外面只要哪几个梯度，于是拒绝。"
         "torch.autograd.grad 同样。",
-        "The old one calls backward() inside the backward pass; that inner call cannot know "
+        "The reentrant one calls backward() inside the backward pass; that inner call cannot know "
         "which gradients are wanted, so it refuses. torch.autograd.grad fails likewise.",
     ),
     remedy=("use_reentrant=False。", "use_reentrant=False."),

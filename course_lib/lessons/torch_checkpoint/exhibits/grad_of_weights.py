@@ -23,11 +23,11 @@ def step():
 """,
     seen="gradient 0.weight",
     why=(
-        "比上一件只少了 x，报错就没有了，梯度也没有了：参数不在旧实现的计算图里，"
+        "比上一件只少了 x，报错就没有了，梯度也没有了，因为参数不在重入实现的计算图里，"
         "通往它们的路不存在，"
         "反向传播根本没走进检查点，也就没有机会拒绝。",
         "Only x is missing compared with the previous exhibit; the error is gone, and so are "
-        "the gradients: the old implementation's graph does not hold the parameters. With no "
+        "the gradients: the reentrant one's graph does not hold the parameters. With no "
         "path to them, the backward pass never enters the checkpoint, which cannot refuse.",
     ),
     remedy=("use_reentrant=False。", "use_reentrant=False."),

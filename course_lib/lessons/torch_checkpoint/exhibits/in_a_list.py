@@ -30,8 +30,8 @@ def forward(x):
     seen="gradient weight",
     quoted="None of the inputs have requires_grad=True. Gradients will be None",
     why=(
-        "旧实现不会到列表、字典里面去找张量：x 明明需要梯度，它却没看见。",
-        "The old implementation does not look for tensors inside lists and dicts: x does "
+        "重入实现不会到列表、字典里面去找张量，所以 x 明明需要梯度，它却没看见。",
+        "The reentrant one does not look for tensors inside lists and dicts, so x does "
         "require a gradient, but goes unseen.",
     ),
     remedy=(

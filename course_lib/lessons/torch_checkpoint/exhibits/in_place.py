@@ -28,9 +28,9 @@ def forward(x):
     seen="error",
     quoted="modified by an inplace operation",
     why=(
-        "不用检查点时没事：tanh 保存的是输出。检查点保存的却是输入 x，它的版本号变了，"
+        "不用检查点时没事，因为 tanh 保存的是输出。检查点保存的却是输入 x，它的版本号变了，"
         "反向时就报错。",
-        "Without the checkpoint this is fine: tanh keeps its output. The checkpoint keeps the "
+        "Without the checkpoint this is fine, as tanh keeps its output. The checkpoint keeps the "
         "input x, whose version has changed, and the backward pass raises.",
     ),
     remedy=("换成不就地修改的写法。", "Write it out of place."),

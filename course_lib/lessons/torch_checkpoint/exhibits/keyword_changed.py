@@ -31,9 +31,9 @@ def forward(x):
 """,
     seen="error plain",
     why=(
-        "只有自己就是一个位置参数的张量受版本检查保护。列表、关键字参数、闭包、全局变量里的张量，"
-        "检查点只记得是哪个对象："
-        "重计算时里面是什么，就用什么。",
+        "只有直接按位置传入的张量受版本检查保护。列表、关键字参数、闭包、全局变量里的张量，"
+        "检查点只记得是哪个对象，"
+        "重计算时它里面是什么，就用什么。",
         "Only a tensor that is itself a positional argument is guarded by a version check. For "
         "those in lists, keyword arguments, closures and globals, the checkpoint remembers "
         "only the object and uses whatever it holds by then.",

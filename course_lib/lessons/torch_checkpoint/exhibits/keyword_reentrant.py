@@ -1,11 +1,11 @@
-"""Exhibit: the old implementation takes no keyword arguments."""
+"""Exhibit: the reentrant implementation takes no keyword arguments."""
 
 from ..exhibit import Exhibit
 
 EXHIBIT = Exhibit(
     row=13,
     name="keyword-reentrant",
-    title=("旧实现不收关键字参数", "the old implementation takes no keyword arguments"),
+    title=("重入实现不收关键字参数", "use_reentrant=True takes no keyword arguments"),
     loudness="error",
     code="""\
 model = nn.Linear(8, 8)

@@ -25,10 +25,10 @@ def forward(x):
 """,
     seen="gradient 0.0.weight",
     why=(
-        "lambda 到调用时才去找 layer 是谁。反向传播时循环早已结束，layer 是最后一层："
-        "三次重计算都是它。",
+        "lambda 到调用时才去找 layer 是谁。反向传播时循环早已结束，layer 是最后一层，"
+        "所以三次重计算都是它。",
         "The lambda asks who layer is when it is called. By the backward pass the loop is "
-        "over and layer is the last one: all three recomputations run that one.",
+        "over and layer is the last one, so all three recomputations run it.",
     ),
     remedy=(
         "直接传 layer；非写 lambda 不可时写 lambda x, layer=layer: …。",

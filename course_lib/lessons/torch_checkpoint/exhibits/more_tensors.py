@@ -33,10 +33,10 @@ def forward(x):
 """,
     seen="gradient weight",
     why=(
-        "和上一件正好相反，却没有声音：提前停止在收齐前向那么多张量时就停了，"
+        "和上一件正好相反，却是静默的，因为提前停止在收齐前向那么多张量时就停了，"
         "多出来的那一个没人看见，"
         "错位的张量形状又都一样。early_stop=False 能让它报错。",
-        "The reverse of the previous one, and it is silent: early stop ends the "
+        "The reverse of the previous one, and silent, because early stop ends the "
         "recomputation when it has as many tensors as the forward pass saved. The surplus one "
         "is never seen, and the shapes agree. With early_stop=False it raises.",
     ),

@@ -28,7 +28,7 @@ def forward(x):
         return model(x)
 """,
     why=(
-        "CheckpointPolicy 有 MUST_CPU_OFFLOAD 这个值，eager 模式下的检查点却只分保存和不保存："
+        "CheckpointPolicy 有 MUST_CPU_OFFLOAD 这个值，eager 模式下的检查点却只分保存和不保存，"
         "不是保存，就重算。于是什么也没有搬走，运算却多做了一遍，梯度又是对的，谁也看不出来。",
         "CheckpointPolicy has a value MUST_CPU_OFFLOAD, but in eager mode a checkpoint only knows "
         "saved from not saved, and what is not saved is recomputed. Nothing is moved, the "

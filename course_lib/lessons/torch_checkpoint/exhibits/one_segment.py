@@ -25,8 +25,8 @@ def forward(x):
     return checkpoint_sequential(model, len(model), x, use_reentrant=False)
 """,
     why=(
-        "最后一段从不做检查点。只有一段时，它就是最后一段：什么都没省。",
-        "The last segment is never checkpointed. With one segment, that is the whole model: "
+        "最后一段从不加检查点。只有一段时，它就是最后一段，所以什么都没省。",
+        "The last segment is never checkpointed. With one segment, that is the whole model, so "
         "nothing is saved.",
     ),
     remedy=(

@@ -22,8 +22,8 @@ def forward(x):
     seen="gradient 0.weight",
     why=(
         "RReLU 先保存一块还没填的内存，再往里写随机斜率。提前停止在“保存”那一刻就收工，"
-        "斜率始终没有写进去："
-        "梯度乘上了内存里的垃圾。这是 PyTorch 自己的错，2026 年 8 月才有人报告，2.13 里还在。",
+        "斜率始终没有写进去，"
+        "于是梯度乘上了内存里的垃圾。这是 PyTorch 自己的错，2026 年 8 月才有人报告，2.13 里还在。",
         "RReLU first saves memory that is still empty and then writes its random slopes into "
         "it. Early stop leaves at the moment of saving, so they are never written, and "
         "gradients are multiplied by whatever was in that memory. A bug in PyTorch itself, "

@@ -27,15 +27,15 @@ def forward(x):
     return x
 """,
     why=(
-        "Linear 本来就只保存输入，检查点也保存输入：一个字节不少。FLOPs 也不多，"
+        "Linear 本来就只保存输入，检查点也保存输入，所以一个字节不少。FLOPs 也不多，"
         "因为每次重算还没做乘法就提前停止了；多出来的只有调用的开销和随机数状态。",
-        "A Linear keeps its input anyway, and the checkpoint keeps the input too: not a byte "
+        "A Linear keeps its input anyway, and the checkpoint keeps the input too, so not a byte "
         "less. Nor are there more FLOPs, since early stop ends each recomputation before its "
         "product; what is added is the overhead of the calls, and random states.",
     ),
     remedy=(
-        "把几层包成一段；省下的内存要用 FLOPs 来换：每一段除了最后一层都要再乘一遍。",
-        "Wrap several layers as one segment. That does cost FLOPs: all products of a segment "
+        "把几层包成一段；省下的内存要用 FLOPs 来换，因为每一段除了最后一层都要再乘一遍。",
+        "Wrap several layers as one segment. That does cost FLOPs, as all products of a segment "
         "but the last are done again.",
     ),
     issues=("pytorch/pytorch#78731",),

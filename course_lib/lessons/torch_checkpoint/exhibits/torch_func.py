@@ -31,10 +31,10 @@ def step():
     seen="error",
     quoted="don't yet support saved tensor hooks",
     why=(
-        "新实现靠 saved-tensor 钩子，torch.func 的变换不支持这种钩子；"
-        "旧实现是不带 setup_context 的 autograd.Function，也不行。",
-        "The new implementation relies on saved-tensor hooks, which torch.func's transforms do "
-        "not support; the old one, an autograd.Function without setup_context, is no better.",
+        "非重入实现靠 saved-tensor 钩子，torch.func 的变换不支持这种钩子；"
+        "重入实现是不带 setup_context 的 autograd.Function，也不行。",
+        "The non-reentrant one relies on saved-tensor hooks, which torch.func's transforms do "
+        "not support; the reentrant one, an autograd.Function without setup_context, is no better.",
     ),
     remedy=(
         "用普通的 backward() 或 torch.autograd.grad。",

@@ -29,10 +29,10 @@ def step():
 """,
     seen="error plain",
     why=(
-        "普通的 autograd 会报错：它保存了权重，并且查版本号。检查点重计算时用的是新权重，"
+        "普通的 autograd 会报错，因为它保存了权重，并且查版本号。检查点重计算时用的是新权重，"
         "没有什么可查的。",
-        "Plain autograd raises: it has kept the weight and checks its version. The checkpoint "
-        "recomputes with the new weight and has nothing to check.",
+        "Plain autograd raises, because it has kept the weight and checks its version. The "
+        "checkpoint recomputes with the new weight and has nothing to check.",
     ),
     remedy=(
         "先做完所有反向传播，再更新权重。",

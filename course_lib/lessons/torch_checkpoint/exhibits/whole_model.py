@@ -27,16 +27,16 @@ def forward(x):
     return x
 """,
     why=(
-        "前向结束时几乎什么都没留，可是反向一开始就要把整个模型重算一遍，"
-        "全部激活值又一起回来了：峰值不变。要是把很大的输出层留在外面，它会先用完，"
+        "前向结束时几乎什么都没保留，可是反向一开始就要把整个模型重算一遍，"
+        "全部激活值又一起回来了，所以峰值不变。要是把很大的输出层留在外面，它会先用完，"
         "峰值就会低一些。",
         "Hardly anything is kept after the forward pass, but the backward pass begins by "
-        "recomputing the whole model, and all activations are back at once: the same peak. "
+        "recomputing the whole model, and all activations are back at once, so the peak stays. "
         "Were a large output layer left outside, it would be gone by then, and the peak lower.",
     ),
     remedy=(
-        "每块一个检查点：同一时刻只展开一块。",
-        "One checkpoint per block: only one block is expanded at a time.",
+        "每块一个检查点，同一时刻就只展开一块。",
+        "One checkpoint per block, so that only one block is expanded at a time.",
     ),
     issues=("pytorch/pytorch#6750",),
 )
