@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from course_lib import language
 from course_lib.memory import flops, measure, simulated
 from course_lib.plans import best_plan, chain_of, keep_all, predict, smallest_peak
+from support.pytorchs_samples import pytorchs_operators
 
 sdpa = functional.scaled_dot_product_attention
 
@@ -508,11 +509,8 @@ class Named(TorchDispatchMode):
 @pytest.mark.filterwarnings("ignore")
 def test_no_operator_that_counts_as_free_calls_a_product():
     """PyTorch's own samples of all its operators, forward and backward, under the profiler."""
-    pytest.importorskip("expecttest")
-    from torch.testing._internal.common_methods_invocations import op_db
-
     inside: dict[str, set[str]] = {"free": set(), "product": set()}
-    for op in op_db:
+    for op in pytorchs_operators():
         grad = op.supports_autograd
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for sample in itertools.islice(

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from course_lib.memory.kernels import KNOWN_DIFFERENCES
 from course_lib.memory.simulation import Simulation
+from support.pytorchs_samples import pytorchs_operators
 
 SAMPLES = 2  # of each operator
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -108,10 +109,10 @@ def backward(outputs: Any) -> None:
 
 def steps(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
     """Forward of each operator's samples, in each layout; then of each module's."""
-    from torch.testing._internal.common_methods_invocations import op_db
+    operators = pytorchs_operators()
     from torch.testing._internal.common_modules import module_db
 
-    for op in op_db:
+    for op in operators:
         if dtype in op.supported_dtypes("cpu") and not op.name.startswith("jiterator"):
             samples = op.sample_inputs("cpu", dtype, requires_grad=op.supports_autograd)
             for sample in itertools.islice(samples, SAMPLES):

@@ -19,22 +19,17 @@ from torch.utils._pytree import tree_leaves
 from course_lib.memory import measure, simulated
 from course_lib.memory.unwatched import OTHERWISE
 from support.independent import peak_and_sum
+from support.pytorchs_samples import pytorchs_operators
 
 SAMPLES = 12  # of each operator, at most
 PARTS = 4
 # Some thirty bytes, at the very beginning: `measure` names them.
 CHECKED_UNWATCHED = ("quantile", "nanquantile", "linalg_eig,")
 
-# PyTorch's own test tools set this when they are loaded; tests that come later do without.
-_before = torch.get_default_dtype(), torch.backends.cudnn.rnn.fp32_precision
-from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
-
-torch.set_default_dtype(_before[0])
-
 
 def steps(part: int) -> Iterator[tuple[str, Callable[[], object], list[Tensor]]]:
     """One in ``PARTS`` of the operators: a name, a step, and the tensors that it starts from."""
-    wanted = [op for op in op_db if op.supports_autograd]
+    wanted = [op for op in pytorchs_operators() if op.supports_autograd]
     wanted = [op for op in wanted if torch.float32 in op.supported_dtypes("cpu")]
     for op in wanted[part::PARTS]:
         samples = op.sample_inputs("cpu", torch.float32, requires_grad=True)

@@ -18,6 +18,7 @@ from course_lib.memory.operators import parts
 from course_lib.memory.reach import tensors
 from course_lib.models import Block, PaperBlock, Sizes, Transformer, random_tokens
 from course_lib.saved import saved_tensors
+from support.pytorchs_samples import pytorchs_operators
 
 VALUES = 32 * 64 * 4  # bytes of the input below
 
@@ -365,8 +366,6 @@ WITH_NUMBERS = {
 @pytest.mark.filterwarnings("ignore")
 def test_pytorchs_own_samples_keep_what_is_listed_to_the_byte():
     """Every operator with autograd: two samples each, against the allocator."""
-    pytest.importorskip("expecttest")
-    from torch.testing._internal.common_methods_invocations import op_db
 
     def storages(value):
         return {
@@ -378,11 +377,12 @@ def test_pytorchs_own_samples_keep_what_is_listed_to_the_byte():
     gc.collect()
     gc.disable()
     try:
-        for op in op_db:
+        for op in pytorchs_operators():
             samples = op.sample_inputs("cpu", torch.float32, requires_grad=True)
             for sample in itertools.islice(samples, 2) if op.supports_autograd else ():
                 inputs = (sample.input, *sample.args)
                 torch.manual_seed(0)
+                result = None  # of the sample before: not to be freed while the profiler looks
                 try:
                     op(*inputs, **sample.kwargs)
                     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
