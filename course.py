@@ -603,9 +603,9 @@ def test(arguments, root=ROOT):
     pytest, env = [str(python_of(root)), "-m", "pytest"], strict_environment(root)
     if arguments:
         return become([*pytest, *arguments], env, root)
-    # In two processes. The conftest of tests/ says what belongs together; of the notebooks, each
-    # is run by one.
-    pytest += ["-q", "--durations=20", "-n", "2"]
+    # In three processes, on two cores too: tests that drive a browser wait most of the time. The
+    # conftest of tests/ says what belongs together; of the notebooks, each is run by one.
+    pytest += ["-q", "--durations=40", "-n", "3"]
     say("[1/2] 测试", "[1/2] tests")
     grouped = ["--dist", "loadscope", "--no-loadscope-reorder"]
     first = run([*pytest, *grouped, "tests"], env, root)
