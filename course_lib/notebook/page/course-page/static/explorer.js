@@ -11,7 +11,6 @@ const PLAY = {
   on: ["进一步", "one step on", "M5 4v16l10-8zM16 4h2v16h-2z"],
   stop: ["停下，回到开头", "stop, back to the start", "M5 5h14v14H5z"],
 };
-const AT_ONCE = 8; // pictures made ready in one idle moment
 const PHONE = matchMedia("(max-width: 600px)");
 const BROKEN = ["这个位置的图画不出来：", "This position cannot be drawn:"];
 
@@ -22,8 +21,6 @@ const inLanguage = ([zh, en], language, between = " · ") =>
 const stops = ({ labels }) => Object.values(labels)[0].length;
 
 const keyOf = (language, index) => `${language} ${index}`;
-
-const idle = window.requestIdleCallback ?? (work => setTimeout(work, 50));
 
 function make(tag, className = "", ...parts) {
   const element = document.createElement(tag);
@@ -248,7 +245,7 @@ function frameOf(store, root) {
   const said = store.model.get("said"); // on a page in one language: there, words are numbers
   const forget = touching(place, told, () => (shownPicture && shownPicture.parts) ?? [],
     words => said ? [said[words[0]], said[words[0]]] : words, () => store.language);
-  let turn = 0, painted = 0, shown = "", shownPicture = null, warming = false;
+  let turn = 0, painted = 0, shown = "", shownPicture = null;
 
   const imageOf = picture => {
     const one = sized(picture);
@@ -290,24 +287,9 @@ function frameOf(store, root) {
       }
   };
 
-  /** Then, while the page is idle, all that are in the page themselves and not in files. */
-  const warmAll = () => {
-    warming = true;
-    idle(() => {
-      const cold = [...store.pictures.values()].filter(picture => {
-        const one = sized(picture);
-        return one.src?.startsWith("data:") && !images.has(one);
-      });
-      cold.slice(0, AT_ONCE).forEach(imageOf);
-      if (cold.length > AT_ONCE) warmAll();
-      else warming = false;
-    });
-  };
-
   const refresh = language => {
     const index = store.model.get("index"), picture = store.find(language, index);
     root.setAttribute("aria-busy", String(!store.pictures.has(keyOf(language, index))));
-    if (!warming) warmAll();
     const looks = `${language} ${index}`;
     if (!picture || (shown === looks && shownPicture === sized(picture))) return;
     const mine = ++turn;
