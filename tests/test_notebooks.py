@@ -66,6 +66,7 @@ IGNORED_OUTPUTS = {
     ("06_choosing_what_to_recompute", "break_even_explorer(blocks_by_width)"): "a live widget",
     ("06_choosing_what_to_recompute", "chunks_explorer(chunk_sweep)"): "a live widget",
     ("07_your_own_model", "fits_explorer(sizes)"): "a live widget",
+    ("08_more_than_one_device", "ranks_explorer(swept)"): "a live widget",
 }
 
 

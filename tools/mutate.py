@@ -47,6 +47,7 @@ SUBJECTS = {  # module, as a path in course_lib: the test files that are about i
     "lessons/torch_checkpoint/checkers": ("test_exercises_checkpoint",),
     "lessons/lightning_flag/checkers": ("test_exercises_lightning",),
     "lessons/placing_checkpoints/checkers": ("test_exercises_plans",),
+    "lessons/more_than_one_device/checkers": ("test_exercises_ranks",),
     "lessons/your_own_model/checkers": ("test_exercises_your_own",),
     "lessons/your_own_model/error_message": ("test_your_own_model",),
     "lessons/manual_recomputation/cases": ("test_exercises_recompute",),

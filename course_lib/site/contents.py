@@ -66,6 +66,10 @@ LESSONS = (
            ("带来一个模型，弄清检查点帮不帮得上、加在哪里、代价多少，并证明梯度没有变",
             "bring a model, find out whether checkpoints help it, where, at what cost, and prove "
             "it")),
+    Lesson("08_more_than_one_device", "多设备", "More than one device", 70,
+           ("说出多设备训练时每个 rank 拿着什么、检查点改变了什么，在笔记本电脑上为许多卡做好计划",
+            "say what each rank holds and what checkpoints change about it, and plan for many "
+            "cards on a laptop")),
 )  # fmt: skip
 
 GLOSSARY = Lesson("glossary", "术语", "Glossary", 0,

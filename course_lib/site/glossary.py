@@ -163,9 +163,46 @@ PYTORCH = (
         "measured or exactly computed.")),
 )  # fmt: skip
 
+DEVICES = (
+    Term("rank", "rank", r"rank|秩", r"ranks?", "08", (
+        "一起训练的许多进程中的一个，也指它的编号；通常一张卡一个。",
+        "One of the processes that train together, and its number; usually there is one per "
+        "card.")),
+    Term("切分", "sharding", r"切", r"shard(s|ed|ing)?", "08", (
+        "一个张量由各个 rank 分着拿，每个只有自己的一份。FSDP2 切参数、梯度和优化器状态。",
+        "Dividing a tensor among the ranks, so that each has its share only. FSDP2 shards "
+        "parameters, gradients and optimizer state.")),
+    Term("聚合的参数", "gathered parameter", r"聚合", r"gathered parameters?", "08", (
+        "切开的参数为了用一下而合成的一整份，用完就放掉。",
+        "A sharded parameter that is whole for a while, to be used, and let go of afterwards.")),
+    Term("集合通信", "collective", r"集合通信|通信", r"collectives?", "08", (
+        "所有 rank 一起做的一次收发，例如 all-gather（聚合）和 reduce-scatter（求和再分开）。",
+        "What all ranks send and receive together, such as an all-gather, or a reduce-scatter, "
+        "which adds up and deals out.")),
+    Term("通信缓冲区", "communication buffer", r"通信缓冲区", r"communication buffers?", "08", (
+        "集合通信收发用的内存，例如 DDP 的桶。",
+        "The memory from which collectives send and into which they receive, such as DDP's "
+        "buckets.")),
+    Term("张量并行", "tensor parallel", r"张量并行", r"tensor[- ]parallel(ism)?", "08", (
+        "块里的矩阵由各个 rank 分着拿，矩阵之间的激活值也就切开了。",
+        "The matrices of a block are divided among the ranks, and with them the activations "
+        "between.")),
+    Term("序列并行", "sequence parallel", r"序列并行", r"sequence[- ]parallel(ism)?", "08", (
+        "在张量并行之外，把其余的激活值按序列切开，块与块之间的也在内。",
+        "On top of tensor parallel, dividing the other activations along the sequence, those "
+        "between blocks included.")),
+    Term("混合专家", "mixture of experts", r"混合专家", r"mixtures? of experts", "07", (
+        "块里有几个前馈网络（专家），路由为每个 token 挑一个或几个。",
+        "A block with several feed-forward networks, the experts, of which a router picks one or a "
+        "few for each token."),
+         also=("也叫 MoE。",
+               " Also called MoE.")),
+)  # fmt: skip
+
 SECTIONS: tuple[tuple[str, tuple[Term, ...]], ...] = (
     ("内存 · Memory", MEMORY),
     ("检查点 · Checkpoints", CHECKPOINTING),
+    ("多个设备 · More than one device", DEVICES),
     ("PyTorch 与这门课 · PyTorch and this course", PYTORCH),
 )
 TERMS = tuple(term for _, terms in SECTIONS for term in terms)

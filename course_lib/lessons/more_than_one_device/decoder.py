@@ -88,7 +88,7 @@ def small_decoder(**changes: int) -> Decoder:
     return Decoder(Sizes(**(vars(SMALL) | changes)))
 
 
-def small_batch(batch: int = 4, sequence: int = 128) -> Tensor:
+def small_batch(batch: int = 2, sequence: int = 128) -> Tensor:
     """Words for the small decoder."""
     return torch.randint(0, SMALL.words, (batch, sequence), generator=_generator())
 

@@ -23,8 +23,8 @@ Sharded = Literal["nothing", "optimizer state", "gradients", "parameters"]
 SHARDED: dict[Sharded, tuple[str, str]] = {
     "nothing": ("什么也不切（DDP）", "nothing (DDP)"),
     "optimizer state": ("优化器状态（ZeRO-1）", "optimizer state (ZeRO-1)"),
-    "gradients": ("加上梯度（ZeRO-2）", "and gradients (ZeRO-2)"),
-    "parameters": ("加上参数（ZeRO-3）", "and parameters (ZeRO-3)"),
+    "gradients": ("再切梯度（ZeRO-2）", "gradients too (ZeRO-2)"),
+    "parameters": ("再切参数（ZeRO-3）", "parameters too (ZeRO-3)"),
 }
 
 
@@ -50,7 +50,7 @@ def rank_step(sharded: Sharded, mesh: DeviceMesh, checkpoints: bool) -> RankStep
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trained, optimizer = _spread(model, sharded, mesh)
+        trained, optimizer = spread(model, sharded, mesh)
         words = small_batch()
 
         def run() -> None:
@@ -64,9 +64,10 @@ def rank_step(sharded: Sharded, mesh: DeviceMesh, checkpoints: bool) -> RankStep
     return RankStep(run, trained, optimizer, words)
 
 
-def _spread(
+def spread(
     model: nn.Module, sharded: Sharded, mesh: DeviceMesh
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """``model``, which has ``blocks``, over the ranks of ``mesh``: what to call, and AdamW."""
     if sharded in ("gradients", "parameters"):
         from torch.distributed.fsdp import fully_shard
 

@@ -14,7 +14,7 @@ from ...notebook.explorers import Control, Explorer, progress
 from ...one_rank import one_rank_of
 from .ranks_table import SHARDED, Sharded, rank_step
 
-RANKS = tuple(2**n for n in range(10))
+RANKS = (1, 8, 64, 512)
 SIDES = (False, True)  # without checkpoints, with one per block
 Place = tuple[int, Sharded, bool]
 
@@ -75,7 +75,7 @@ def _named(sharded: Sharded) -> str:
     return in_language(SHARDED[sharded], between=" · ")
 
 
-_SIDES = {False: ("不用检查点", "no checkpoints"), True: ("每块一个", "every block")}
+_SIDES = {False: ("不用检查点", "no checkpoints"), True: ("每块一个检查点", "every block")}
 
 
 def _draw(figure: Figure, data: tuple[Ranks, int, Sharded]) -> None:
@@ -87,7 +87,7 @@ def _draw(figure: Figure, data: tuple[Ranks, int, Sharded]) -> None:
     title = (
         f"{ranks} 个 rank，{SHARDED[sharded][0]}：每块一个检查点，每个 rank {peak}"
         f"（都不切是 {before}，细框）",
-        f"{ranks} rank{'s' * (ranks > 1)}, {SHARDED[sharded][1]}: {peak} each with checkpoints "
+        f"{ranks} rank{'s' * (ranks > 1)}, {_sharded(sharded)}: {peak} each with checkpoints "
         f"({before} unsharded, the frames)",
     )
     draw_bars(figure, rows, title=title, limit=most, outlines=alone)
@@ -110,5 +110,9 @@ def _say(data: tuple[Ranks, int, Sharded]) -> tuple[str, str]:
         )  # fmt: skip
     return (
         f"{ranks} 个 rank，{SHARDED[sharded][0]}。" + "；".join(zh) + "。",
-        f"{ranks} rank{'s' * (ranks > 1)}, {SHARDED[sharded][1]}. " + "; ".join(en) + ".",
+        f"{ranks} rank{'s' * (ranks > 1)}, {_sharded(sharded)}: " + "; ".join(en) + ".",
     )
+
+
+def _sharded(sharded: Sharded) -> str:
+    return f"sharding {SHARDED[sharded][1]}"
