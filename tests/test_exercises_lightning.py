@@ -23,7 +23,7 @@ from course_lib.lessons.lightning_flag.checkers import (
     forward_calls,
 )
 from course_lib.wrapping import checkpoint_blocks
-from support.verdicts import heard, speak
+from support.verdicts import heard, speak, verdict_on
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,14 +37,6 @@ def one_thread_and_no_chatter():
     torch.set_num_threads(threads)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-
-
-@functools.cache
-def verdict_on(check, answer):
-    """Reached while the course speaks Chinese; what it says in English must not depend on that."""
-    with pytest.MonkeyPatch.context() as patch:
-        speak(patch, "zh")
-        return check(answer)
 
 
 @pytest.fixture(params=["zh", "en"])

@@ -1,7 +1,5 @@
 """The checkers of lesson 06's loss and offloading: right answers pass, wrong ones hear why."""
 
-import functools
-
 import pytest
 import torch
 from torch import nn
@@ -14,20 +12,12 @@ from course_lib.lessons.choosing_what_to_recompute.loss_checkers import (
     chunked_loss,
 )
 from course_lib.lessons.choosing_what_to_recompute.offload_checkers import check_offload, offload
-from support.verdicts import heard, speak
+from support.verdicts import heard, speak, verdict_on
 
 
 @pytest.fixture(params=["zh", "en"])
 def spoken(request, monkeypatch):
     speak(monkeypatch, request.param)
-
-
-@functools.cache
-def verdict_on(check, answer):
-    """Reached while the course speaks Chinese; what it says in English must not depend on that."""
-    with pytest.MonkeyPatch.context() as patch:
-        speak(patch, "zh")
-        return check(answer)
 
 
 # --- the chunked loss ---------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """The checkers of lesson 08: right answers pass, each wrong one hears what is wrong."""
 
-import functools
-
 import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
@@ -17,7 +15,7 @@ from course_lib.lessons.more_than_one_device.checkers import (
     check_spread,
 )
 from course_lib.wrapping import checkpoint_blocks
-from support.verdicts import heard, speak
+from support.verdicts import heard, speak, verdict_on
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,14 +29,6 @@ def one_thread():
 @pytest.fixture(params=["zh", "en"])
 def spoken(request, monkeypatch):
     speak(monkeypatch, request.param)
-
-
-@functools.cache
-def verdict_on(check, *answers):
-    """Reached while the course speaks Chinese; what it says in English must not depend on that."""
-    with pytest.MonkeyPatch.context() as patch:
-        speak(patch, "zh")
-        return check(*answers)
 
 
 # Exercise 1

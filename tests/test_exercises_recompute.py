@@ -17,7 +17,7 @@ from course_lib import recompute
 from course_lib.lessons import manual_recomputation as exercises
 from course_lib.lessons.manual_recomputation.chains import chain_measured
 from course_lib.recompute import Repeatable, Rerun, rerun_alike
-from support.verdicts import heard, speak
+from support.verdicts import heard, speak, verdict_on
 
 RIGHT, WRONG = {}, {}
 
@@ -1001,14 +1001,6 @@ def hooks_that_keep(function, *inputs):
 
 
 # --- the tests ----------------------------------------------------------------------------------
-
-
-@functools.cache
-def verdict_on(check, answer):
-    """Reached while the course speaks Chinese; what it says in English must not depend on that."""
-    with pytest.MonkeyPatch.context() as patch:
-        speak(patch, "zh")
-        return check(answer)
 
 
 @pytest.mark.parametrize("chosen", ["zh", "en"])

@@ -17,20 +17,12 @@ from course_lib.lessons.your_own_model.checkers import (
     check_yours,
 )
 from course_lib.wrapping import checkpoint_blocks
-from support.verdicts import heard, speak
+from support.verdicts import heard, speak, verdict_on
 
 
 @pytest.fixture(params=["zh", "en"])
 def spoken(request, monkeypatch):
     speak(monkeypatch, request.param)
-
-
-@functools.cache
-def verdict_on(check, *answers):
-    """Reached while the course speaks Chinese; what it says in English must not depend on that."""
-    with pytest.MonkeyPatch.context() as patch:
-        speak(patch, "zh")
-        return check(*answers)
 
 
 # Exercise 1

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from course_lib import language
 from course_lib.notebook.checking import Verdict
@@ -15,6 +20,14 @@ def speak(monkeypatch, chosen: str) -> None:
     """As if the course had been started with ``COURSE_LANG=chosen``."""
     monkeypatch.setenv("COURSE_LANG", chosen)
     monkeypatch.setattr(language.choice, "_chosen", None)
+
+
+@functools.cache
+def verdict_on(check: Callable[..., Verdict], *answers: Any) -> Verdict:
+    """Reached while the course speaks Chinese; what it says in English must not depend on that."""
+    with pytest.MonkeyPatch.context() as patch:
+        speak(patch, "zh")
+        return check(*answers)
 
 
 def heard(verdict: Verdict, state: str, zh: str = "", en: str = "") -> None:
